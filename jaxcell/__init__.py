@@ -1,0 +1,3 @@
+"""jaxcell: cell segmentation in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,87 @@
+"""`jaxcell train | evaluate | predict | doctor`: the same functions as the scripts."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcell import evaluate, train
+from jaxcell.inference.predict import predict_files
+from jaxcell.training.mesh import describe_devices, unused_accelerators
+
+__all__ = ["main"]
+
+
+def doctor(argv: list[str]) -> int:
+    """Prints versions and devices, runs a small convolution with its gradient, and says what is wrong."""
+    argparse.ArgumentParser(prog="jaxcell doctor", description=doctor.__doc__).parse_args(argv)
+    for package in ("jaxcell", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless"):
+        print(f"{package:24} {importlib.metadata.version(package)}")
+    for key, value in describe_devices().items():
+        print(f"{key:24} {value}")
+
+    image = jnp.asarray(np.random.default_rng(0).random((1, 64, 64, 8), np.float32))
+    kernel = jnp.full((3, 3, 8, 8), 0.1)
+
+    def loss(k: jax.Array) -> jax.Array:
+        return jnp.sum(jax.lax.conv_general_dilated(image, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) ** 2)
+
+    start = time.perf_counter()
+    compiled, eager = jax.jit(jax.grad(loss))(kernel), jax.grad(loss)(kernel)
+    error = float(jnp.abs(compiled - eager).max() / jnp.abs(eager).max())
+    print(f"{'self-test':24} compiled and eager gradients differ by {error:.1e}, {time.perf_counter() - start:.1f} s")
+    problems = [problem] if (problem := unused_accelerators()) else []
+    if error > 1e-4:
+        problems.append("jit and eager disagree: do not trust this jaxlib; install another version of the tested range.")
+    for problem in problems:
+        print(f"PROBLEM: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def predict(argv: list[str]) -> int:
+    """Segments images with a trained run: label TIFF, overlay PNG, COCO JSON and a table of cells."""
+    parser = argparse.ArgumentParser(prog="jaxcell predict", description=predict.__doc__)
+    parser.add_argument("inputs", nargs="+", type=Path, help="image files or folders of images")
+    parser.add_argument("--workdir", required=True, type=Path, help="of the training run")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
+    options = parser.parse_args(argv)
+    predictor = evaluate.load_predictor(options.workdir, checkpoint=options.checkpoint)
+    return predict_files(options.inputs, options.out, predict=predictor)
+
+
+def _script(run: Callable[[], None], name: str) -> Callable[[list[str]], int]:
+    def call(argv: list[str]) -> int:
+        sys.argv = [f"jaxcell {name}", *argv]     # absl parses the process's own arguments
+        run()
+        return 0
+
+    return call
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _script(train.run, "train"),
+    "evaluate": _script(evaluate.run, "evaluate"),
+    "predict": predict,
+    "doctor": doctor,
+}
+
+
+def main() -> int:
+    """Entry point of the console command."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: jaxcell {{{','.join(COMMANDS)}}} ...   (each with --help)")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"jaxcell: {argv[0]!r} is not a command; known are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return COMMANDS[argv[0]](argv[1:])

@@ -1,0 +1,315 @@
+"""Intensities of any image -> float32 in [0, 1], and its planes -> the channels a network takes.
+
+Each normaliser works in two steps, because statistics belong to the whole image and never to a tile or crop of it:
+`apply = NORMALIZERS[name](image)` looks at the whole image and returns a function of pixels; `apply(region)` is [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["NORMALIZERS", "challenge_cstm", "challenge_mix", "challenge_prov", "fit_normalizer", "percentile", "select_planes",
+           "to_channels", "type_range"]
+
+Curve = Callable[[np.ndarray], np.ndarray]     # pixelwise, any shape -> the same shape
+
+LUMINANCE = (0.299, 0.587, 0.114)              # ITU-R BT.601, red green blue
+
+
+def percentile(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.8, per_channel: bool = False) -> Curve:
+    """Stretches [lower, upper] percentile to [0, 1] and clips.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+      lower: percentile that becomes 0.
+      upper: percentile that becomes 1.
+      per_channel: each channel has its own percentiles, else all share one pair.
+
+    Returns:
+      region [..., C] -> float32 in [0, 1]; all 0 where the percentiles coincide.
+
+    Raises:
+      ValueError: percentiles out of order, or values that are not finite.
+    """
+    if not 0 <= lower < upper <= 100:
+        raise ValueError(f"percentile: lower={lower}, upper={upper}; 0 <= lower < upper <= 100 is needed.")
+    if not per_channel:
+        return _pixelwise(_stretch(*_percentiles(image, lower, upper)))
+    curves = [_pixelwise(_stretch(*_percentiles(image[..., c], lower, upper))) for c in range(image.shape[-1])]
+    return lambda region: np.stack([curve(region[..., c]) for c, curve in enumerate(curves)], axis=-1)
+
+
+def type_range(image: np.ndarray) -> Curve:
+    """Divides integers by the largest of their type; floats are taken as fractions and clipped.
+
+    Args:
+      image: [H, W, C] whole image; only its dtype matters.
+
+    Returns:
+      region -> float32 in [0, 1].
+    """
+    return _pixelwise(_stretch(0.0, float(np.iinfo(image.dtype).max) if image.dtype.kind in "iu" else 1.0))
+
+
+def challenge_cstm(image: np.ndarray, *, gamma_spread: float = 17.0, lower_gamma_bound: float = 0.6, percentile: float = 99.88,
+                   float_percentile: float = 99.95, fractions: bool = True) -> Curve:
+    """8 bits by a percentile stretch, then a gamma that lightens dark images.
+
+    Args:
+      image: [H, W, C] whole image of any dtype; 8-bit images are not stretched.
+      gamma_spread: images whose 8-bit mean is below pi times this are lightened.
+      lower_gamma_bound: gamma at mean 0.
+      percentile: integers are stretched from 100 minus this to this.
+      float_percentile: the same for floats that exceed 255; smaller ones are rounded.
+      fractions: floats up to 1 are fractions of full scale.
+
+    Returns:
+      region -> float32 in [0, 1], multiples of 1/255.
+
+    Source: neurips22-cell-seg@ab6a154, docker/neurips/data/dataset.py normalize_img ("cstm").
+    Departs: `fractions`; the authors' code (False) divides such floats by 255, which leaves a black image.
+    """
+    return _over_255(_cstm(image, gamma_spread, lower_gamma_bound, percentile, float_percentile, fractions))
+
+
+def challenge_prov(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.0) -> Curve:
+    """8 bits from the percentiles of the values that are not 0, all channels together, rounded down.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+      lower: percentile that becomes 0.
+      upper: percentile that becomes 255.
+
+    Returns:
+      region -> float32 in [0, 1], multiples of 1/255.
+
+    Source: neurips22-cell-seg@ab6a154, docker/neurips/data/dataset.py normalize_channel ("prov").
+    Departs: a constant image above 255 is clipped, not wrapped; an image of zeros stays so (the authors' code fails).
+    """
+    return _over_255(_prov(image, lower, upper))
+
+
+def challenge_mix(image: np.ndarray, *, gamma_spread: float = 17.0, lower_gamma_bound: float = 0.6, percentile: float = 99.88,
+                  float_percentile: float = 99.95, fractions: bool = True, lower: float = 1.0, upper: float = 99.0,
+                  alpha: float | None = None) -> Curve:
+    """The challenge's choice for prediction: `alpha * challenge_prov + (1 - alpha) * challenge_cstm`, rounded down to 8 bits.
+
+    Args:
+      image: [H, W, C] whole image of any dtype; one channel is grey, more are colour.
+      gamma_spread: as in `challenge_cstm`, like the four that follow.
+      lower_gamma_bound: see there.
+      percentile: see there.
+      float_percentile: see there.
+      fractions: see there.
+      lower: as in `challenge_prov`.
+      upper: as in `challenge_prov`.
+      alpha: share of prov. None decides as the authors do: 1 for colour images whose third channel is bright and even (mean
+        above 200, deviation below 20), 0.5 for grey images that stay dark and flat (mean below 45, deviation below 33), else 0.
+
+    Returns:
+      region -> float32 in [0, 1], multiples of 1/255.
+
+    Source: neurips22-cell-seg@ab6a154, docker/neurips/data/dataset.py multi_norm ("cstm-mix"; "rand-mix" draws alpha).
+    """
+    cstm = _cstm(image, gamma_spread, lower_gamma_bound, percentile, float_percentile, fractions)
+    prov = _prov(image, lower, upper)
+    share = _prov_share(image, cstm) if alpha is None else alpha
+    return _over_255(lambda values: np.trunc(share * prov(values) + (1 - share) * cstm(values)))
+
+
+NORMALIZERS: Mapping[str, Callable[..., Curve]] = {
+    "percentile": percentile,
+    "type_range": type_range,
+    "cstm": challenge_cstm,
+    "prov": challenge_prov,
+    "cstm-mix": challenge_mix,
+}
+"""name -> (whole image, options) -> (region -> float32 in [0, 1])."""
+
+
+def fit_normalizer(image: np.ndarray, settings: Mapping[str, Any], *, channels: int, planes: Sequence[int] | None = None
+                   ) -> Curve:
+    """All that happens to intensities between the file and the network, fitted to a whole image.
+
+    Args:
+      image: [H, W, C] whole image as read.
+      settings: "name" (a key of `NORMALIZERS`) and that function's options.
+      channels: of the network.
+      planes: which planes of the image to take, or None for all (see `select_planes`).
+
+    Returns:
+      region [h, w, C] of the image as read -> [h, w, channels] float32 in [0, 1].
+
+    Raises:
+      ValueError: unknown name, or planes that do not fit.
+    """
+    options = dict(settings)
+    name = options.pop("name", None)
+    if name not in NORMALIZERS:
+        raise ValueError(f"normaliser {name!r} is unknown; `name` must be one of {', '.join(NORMALIZERS)}.")
+    curve = NORMALIZERS[name](select_planes(image, channels, planes=planes), **options)
+    # Grey becomes colour after its statistics were taken: the challenge's rules for grey and for colour images differ.
+    return lambda region: to_channels(curve(select_planes(region, channels, planes=planes)), channels)
+
+
+def select_planes(image: np.ndarray, channels: int, *, planes: Sequence[int] | None = None) -> np.ndarray:
+    """The planes of an image that count, before intensities are measured: an alpha channel must not enter the statistics.
+
+    Args:
+      image: [H, W, C].
+      channels: channels of the network, for which 1 or 3 planes can be adapted later by `to_channels`.
+      planes: indices of the planes to take; None takes all, of red green blue alpha the first three.
+
+    Returns:
+      [H, W, c] with c = channels, 1 or 3.
+
+    Raises:
+      ValueError: a plane that the image lacks, or planes that cannot be told apart without a choice.
+    """
+    available = image.shape[2]
+    if planes is not None:
+        if any(not 0 <= p < available for p in planes):
+            raise ValueError(f"planes={tuple(planes)}, but the image has planes 0 to {available - 1}.")
+        image = image[..., list(planes)]
+    elif available == 4 and channels in (1, 3):
+        image = image[..., :3]
+    if image.shape[2] not in (channels, 1, 3) or (image.shape[2] != channels and channels not in (1, 3)):
+        raise ValueError(f"an image with {image.shape[2]} planes does not fit a network of {channels} channels. Choose with "
+                         f"planes=, for example planes=(0,), among 0 to {available - 1}.")
+    return image
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Adapts channels: grey is repeated, colour becomes its luminance, alpha is dropped.
+
+    Args:
+      image: [H, W, C].
+      channels: wanted.
+
+    Returns:
+      [H, W, channels] of the same dtype.
+
+    Raises:
+      ValueError: no rule leads from C to `channels`.
+    """
+    available = image.shape[2]
+    if available == channels:
+        return image
+    if available == 4 and channels in (1, 3):
+        return to_channels(image[..., :3], channels)
+    if available == 1 and channels == 3:
+        return np.repeat(image, channels, axis=2)
+    if available == 3 and channels == 1:
+        grey = image @ np.asarray(LUMINANCE, np.float32)
+        return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[..., None]
+    raise ValueError(f"no rule makes {channels} channels of {available}. Choose planes with select_planes(image, {channels}, "
+                     "planes=...), for example planes=(0,).")
+
+
+# ---------------------------------------------------------------- the challenge's 8-bit conversions, values 0 to 255
+def _cstm(image: np.ndarray, gamma_spread: float, lower_gamma_bound: float, percentile: float, float_percentile: float,
+          fractions: bool) -> Curve:
+    low, high = 0.0, 255.0
+    if image.dtype.kind == "f":
+        largest = float(image.max())
+        if largest <= 1 and fractions:
+            high = 1.0
+        elif largest >= 256:
+            low, high = _percentiles(image, 100 - float_percentile, float_percentile)
+    elif image.dtype.itemsize > 1:
+        low, high = _percentiles(image, 100 - percentile, percentile)
+    stretch = _stretch(low, high)
+
+    def eight_bits(values: np.ndarray) -> np.ndarray:
+        return np.rint(stretch(values) * 255)
+
+    mean, _ = _mean_and_deviation(image, eight_bits)
+    if mean >= math.pi * gamma_spread:
+        return eight_bits
+    gamma = lower_gamma_bound + (1 - lower_gamma_bound) * (1 - math.cos(mean / gamma_spread)) / 2
+    return lambda values: np.rint((eight_bits(values) / 255) ** gamma * 255)
+
+
+def _prov(image: np.ndarray, lower: float, upper: float) -> Curve:
+    low, high = _percentiles(image, lower, upper, skip_zero=True)
+    if high - low <= 0.001:
+        return lambda values: np.trunc(np.clip(values, 0, 255))
+    stretch = _stretch(low, high)
+    return lambda values: np.trunc(stretch(values) * 255)
+
+
+def _prov_share(image: np.ndarray, cstm: Curve) -> float:
+    if image.shape[-1] >= 3:
+        blue = image[..., 2]
+        return 1.0 if blue.mean() > 200 and blue.std() < 20 else 0.0
+    mean, deviation = _mean_and_deviation(image, cstm)
+    return 0.5 if mean < 45 and deviation < 33 else 0.0
+
+
+# ---------------------------------------------------------------- pixelwise functions and statistics of whole images
+def _stretch(low: float, high: float) -> Curve:
+    if high <= low:
+        return np.zeros_like
+    return lambda values: (np.clip(values, low, high) - low) / (high - low)
+
+
+def _over_255(curve: Curve) -> Curve:
+    return _pixelwise(lambda values: curve(values) / 255)
+
+
+def _pixelwise(curve: Curve) -> Curve:
+    """`curve` of any region as float32; a table serves where there are more pixels than grey levels."""
+    def apply(region: np.ndarray) -> np.ndarray:
+        levels = _levels(region)
+        if 0 < levels < region.size:
+            return curve(np.arange(levels, dtype=np.float64)).astype(np.float32)[region]
+        return curve(region.astype(np.float32 if region.dtype.kind == "f" else np.float64)).astype(np.float32)
+    return apply
+
+
+def _levels(image: np.ndarray) -> int:
+    """Number of grey levels where they can be listed, else 0."""
+    return {"|u1": 256, "<u2": 65536}.get(image.dtype.str, 0)
+
+
+def _histogram(image: np.ndarray) -> np.ndarray:
+    counts = np.zeros(_levels(image), np.int64)
+    rows = max(1, (1 << 22) // max(1, image[:1].size))     # bincount works on 64-bit copies: a part of the image at a time
+    for start in range(0, len(image), rows):
+        counts += np.bincount(image[start:start + rows].ravel(), minlength=len(counts))
+    return counts
+
+
+def _percentiles(image: np.ndarray, lower: float, upper: float, *, skip_zero: bool = False) -> tuple[float, float]:
+    """Two percentiles with linear interpolation (numpy's default), from the histogram where there is one; (0, 0) of nothing."""
+    if not _levels(image):
+        values = image[image != 0] if skip_zero else image
+        low, high = np.percentile(values, [lower, upper]).tolist() if values.size else (0.0, 0.0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("the image holds values that are not finite (NaN or infinity), so it has no percentiles; replace "
+                             "them, for example with numpy.nan_to_num.")
+        return low, high
+    counts = _histogram(image)
+    if skip_zero:
+        counts[0] = 0
+    below = np.cumsum(counts)
+    if below[-1] == 0:
+        return 0.0, 0.0
+    ranks = np.asarray([lower, upper]) / 100 * (below[-1] - 1)
+    first, second = (np.searchsorted(below, np.minimum(np.floor(ranks) + i, below[-1] - 1), side="right") for i in (0, 1))
+    low, high = (first + (second - first) * (ranks % 1)).tolist()
+    return low, high
+
+
+def _mean_and_deviation(image: np.ndarray, curve: Curve) -> tuple[float, float]:
+    """Of curve(image)."""
+    if not _levels(image):
+        values = curve(image)
+        return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    values, counts = curve(np.arange(_levels(image), dtype=np.float64)), _histogram(image)
+    mean = float(values @ counts / counts.sum())
+    return mean, math.sqrt(float((values - mean) ** 2 @ counts / counts.sum()))

@@ -1,0 +1,158 @@
+"""Closed contours as elliptic Fourier series: fit, sample, scale.
+
+A contour of order O is the point `location` plus O harmonics; per harmonic the four coefficients are (y cos, y sin, x cos,
+x sin), and the parameter runs once around the contour while t goes from 0 to 1. The functions that take arrays run on numpy
+(targets, decoding) and on jax (losses) alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["absolute_locations", "contours_from_fourier", "fit_fourier", "order_weights", "scale_contours", "scale_fourier",
+           "uniform_sampling"]
+
+_SEGMENT_EPSILON = 1e-6   # pixels; keeps two equal neighbouring points from dividing by zero
+
+
+def fit_fourier(outline: np.ndarray, order: int, *, closed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Fits an elliptic Fourier series to a polygon.
+
+    Args:
+      outline: [P, 2] points (y, x), P >= 1, the first not repeated at the end.
+      order: number of harmonics O >= 1; a lower order is a prefix of a higher one.
+      closed: include the segment from the last point back to the first. The released networks were trained without it.
+
+    Returns:
+      fourier [O, 4] and location [2], float32, in the outline's units. A single point has zero coefficients.
+
+    Raises:
+      ValueError: if the outline is not [P, 2] with P >= 1, or order < 1.
+
+    Source: Kuhl and Giardina 1982, "Elliptic Fourier features of a closed contour"; FZJ-INM1-BDA/celldetection, data/cpn.py
+      `efd`: PyPI 0.4.9 for `closed=False`, 92ad83f for `closed=True`.
+    """
+    if outline.ndim != 2 or outline.shape[1] != 2 or len(outline) < 1:
+        raise ValueError(f"fit_fourier: outline has shape {outline.shape}; it must be [P, 2] with P >= 1. "
+                         "Drop empty outlines first.")
+    if order < 1:
+        raise ValueError(f"fit_fourier: order is {order}; it must be at least 1.")
+    points = outline.astype(np.float64)
+    if closed or len(points) == 1:
+        points = np.concatenate([points, points[:1]])
+    steps = np.diff(points, axis=0)                                        # [P, 2]
+    lengths = np.sqrt((steps**2).sum(axis=1)) + _SEGMENT_EPSILON           # [P]
+    ends = np.cumsum(lengths)
+    starts = np.concatenate([[0.0], ends[:-1]])
+    total = ends[-1]
+    slopes = steps / lengths[:, None]
+
+    harmonics = np.arange(1, order + 1)[:, None]                           # [O, 1]
+    phase = 2 * np.pi * harmonics * np.concatenate([[0.0], ends]) / total  # [O, P + 1]
+    scale = total / (2 * np.pi**2 * harmonics**2)
+    cos = scale * (np.diff(np.cos(phase), axis=1) @ slopes)                # [O, 2], the columns y and x
+    sin = scale * (np.diff(np.sin(phase), axis=1) @ slopes)
+    fourier = np.stack([cos, sin], axis=-1).reshape(order, 4)
+
+    # Mean of the polygon over its arc length: each segment is a line through its end with the segment's slope.
+    intercepts = points[1:] - slopes * ends[:, None]
+    mean = (slopes * (ends**2 - starts**2)[:, None] / 2 + intercepts * lengths[:, None]).sum(axis=0) / total
+    return fourier.astype(np.float32), mean.astype(np.float32)
+
+
+def contours_from_fourier(fourier: Any, locations: Any, sampling: Any) -> Any:
+    """Points of contours at given parameters, as one matrix product.
+
+    On an accelerator wrap the call in `jax.default_matmul_precision("float32")`: products in TF32 or bfloat16 move points by
+    a tenth of a pixel.
+
+    Args:
+      fourier: [..., O, 4].
+      locations: [..., 2] in the units of `fourier`.
+      sampling: [T], shared by all contours, or [..., T]; 0 to 1 is once around.
+
+    Returns:
+      [..., T, 2] points (y, x).
+
+    Source: celldetection 0.4.0, ops/cpn.py `fouriers2contours`.
+    """
+    xp = fourier.__array_namespace__()
+    *lead, order, _ = fourier.shape
+    turns = sampling[..., None, :] * xp.arange(1, order + 1, dtype=fourier.dtype)[:, None]            # [..., O, T]
+    angle = 2 * np.pi * (turns - xp.floor(turns))   # whole turns removed: small angles keep float32 accurate at high orders
+    basis = xp.stack([xp.cos(angle), xp.sin(angle)], axis=-2)                                           # [..., O, 2, T]
+    basis = xp.reshape(basis, (*basis.shape[:-3], 2 * order, basis.shape[-1]))
+    coefficients = xp.reshape(fourier, (*lead, order, 2, 2))                                             # order, axis, cos/sin
+    coefficients = xp.reshape(xp.moveaxis(coefficients, -2, -3), (*lead, 2, 2 * order))
+    if basis.ndim == 2:   # one product for all contours instead of one each
+        flat = xp.reshape(coefficients, (-1, 2 * order)) @ basis
+        offsets = xp.reshape(flat, (*lead, 2, basis.shape[-1]))
+    else:
+        offsets = coefficients @ basis
+    return locations[..., None, :] + xp.moveaxis(offsets, -1, -2)
+
+
+def uniform_sampling(points: int) -> np.ndarray:
+    """[T] float32, evenly from 0 to 1 inclusive: the last point of a contour repeats its first, as in the reference."""
+    return np.linspace(0.0, 1.0, points).astype(np.float32)
+
+
+def scale_contours(contours: Any, scale: tuple[float, float]) -> Any:
+    """Points (contours or locations) of the head grid in image pixels.
+
+    Args:
+      contours: [..., 2] points (y, x) on a grid [h, w].
+      scale: (H / h, W / w).
+
+    Returns:
+      [..., 2]; multiplied only, no half-pixel shift.
+
+    Source: celldetection 0.4.0, ops/cpn.py `scale_contours`.
+    """
+    xp = contours.__array_namespace__()
+    return contours * xp.asarray(scale, dtype=contours.dtype)
+
+
+def scale_fourier(fourier: Any, scale: tuple[float, float]) -> Any:
+    """Coefficients [..., O, 4] of the head grid in image pixels; `scale` is (H / h, W / w).
+
+    Source: celldetection 0.4.0, ops/cpn.py `scale_fourier`.
+    """
+    xp = fourier.__array_namespace__()
+    return fourier * xp.asarray((scale[0], scale[0], scale[1], scale[1]), dtype=fourier.dtype)
+
+
+def absolute_locations(offsets: Any) -> Any:
+    """Locations on the head grid from the offsets that the network predicts.
+
+    Args:
+      offsets: [..., h, w, 2] (y, x) from each pixel's index, in pixels of the grid.
+
+    Returns:
+      [..., h, w, 2] positions (y, x) on the grid.
+
+    Source: celldetection 0.4.0, ops/cpn.py `rel_location2abs_location`.
+    """
+    xp = offsets.__array_namespace__()
+    height, width = offsets.shape[-3:-1]
+    rows, columns = xp.meshgrid(xp.arange(height), xp.arange(width), indexing="ij")
+    return offsets + xp.stack([rows, columns], axis=-1).astype(offsets.dtype)
+
+
+def order_weights(order: int, *, first: float = 5.0, last: float = 1.0) -> np.ndarray:
+    """Weights of the harmonics in the Fourier loss: falling quadratically, so that the coarse shape is learnt first.
+
+    Args:
+      order: number of harmonics O.
+      first: weight of the first harmonic.
+      last: weight of the last one.
+
+    Returns:
+      [O] float32.
+
+    Source: celldetection 0.4.0, ops/cpn.py `order_weighting`.
+    """
+    remaining = 1 - np.arange(order) / max(order - 1, 1)
+    return (last + (first - last) * remaining**2).astype(np.float32)

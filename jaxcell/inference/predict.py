@@ -1,0 +1,125 @@
+"""Files in, files out: label TIFF, overlay, COCO JSON and a table of cells."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from jaxcell.data.images import SUFFIXES, read_image
+from jaxcell.export.coco import coco_writer
+from jaxcell.export.labels import write_label_tiff
+from jaxcell.export.table import cell_table, table_writer
+from jaxcell.geometry.labels import instances_to_labels
+from jaxcell.types import Instances
+from jaxcell.viz import overlay
+
+__all__ = ["find_images", "output_names", "predict_files"]
+
+ANNOTATIONS = ("_label", "_labels", "_mask", "_masks")      # what the files beside an image that hold its cells end in
+
+
+def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The image files among some paths, in order.
+
+    Args:
+      inputs: files, or folders whose image files are taken by name (not those of subfolders). In a folder, a file that is
+        called like another one plus `_label`, `_labels`, `_mask` or `_masks` is that one's annotation and left out.
+
+    Returns:
+      Existing or not, every file named; each once.
+
+    Raises:
+      ValueError: a folder without images, or nothing given.
+    """
+    paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            found[path] = None
+            continue
+        images = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+        stems = {p.stem for p in images}
+        images = [p for p in images if not any(p.stem.endswith(end) and p.stem.removesuffix(end) in stems for end in ANNOTATIONS)]
+        if not images:
+            raise ValueError(f"no images in {path}: none of its files ends in {', '.join(SUFFIXES)}. Name the folder that "
+                             "holds them.")
+        found |= dict.fromkeys(images)
+    if not found:
+        raise ValueError("no images given; name files or a folder.")
+    return list(found)
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """A name for the results of each file: its stem, or where two files share one, its path below their common folder.
+
+    `a/x.png` and `b/x.png` become `a_x.png` and `b_x.png`; `x.png` and `x.tif` keep their endings.
+
+    Raises:
+      ValueError: names are still not unique.
+    """
+    counts = Counter(file.stem for file in files)
+    folder = os.path.commonpath([file.absolute().parent for file in files])
+    names = [file.stem if counts[file.stem] == 1 else "_".join(file.absolute().relative_to(folder).parts) for file in files]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(f"the results of several files would be called {twice[0]!r}; rename one or predict the folders apart.")
+    return names
+
+
+def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path, *, predict: Callable[[np.ndarray], Instances],
+                  pixel_size: float | None = None, progress: bool = True) -> int:
+    """Finds the cells of image files and writes them down.
+
+    For every image `<name>_labels.tif` (32-bit label image; where cells overlap, a pixel belongs to one of them) and
+    `<name>_overlay.png`; for all together `predictions.json` (COCO, overlaps kept, scores and uncertainties) and `cells.csv`
+    (one row per cell). A cell has one number in all of them. `<name>` is the file's stem, see `output_names`. A file that
+    fails is reported and the others go on.
+
+    Args:
+      inputs: image files and folders of them, see `find_images`.
+      out_dir: folder for the results, made if absent; files of an earlier run are replaced.
+      predict: image [H, W, C] as stored in the file -> Instances.
+      pixel_size: micrometres per pixel of all images, for the table and the label images.
+      progress: show a progress bar.
+
+    Returns:
+      0, or 1 if a file failed: the exit status of a command.
+
+    Raises:
+      ValueError: no images; results whose names would clash; `out_dir` holds an input, which could be overwritten.
+    """
+    files, out = find_images(inputs), Path(out_dir)
+    names = output_names(files)
+    if beside := [file for file in files if file.absolute().parent.resolve() == out.resolve()]:
+        raise ValueError(f"the results would go to {out}, where {beside[0].name} comes from: a file such as "
+                         f"{beside[0].stem}_labels.tif may be your own annotation. Name another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    failed: dict[Path, str] = {}
+    cells = 0
+    with coco_writer(out / "predictions.json") as add_to_coco, table_writer(out / "cells.csv") as add_to_table:
+        bar = tqdm(zip(files, names, strict=True), total=len(files), unit="image", disable=not progress)
+        for file, name in bar:
+            bar.set_postfix_str(f"{file.name}, {cells} cells")
+            try:
+                image = read_image(file)
+                instances = predict(image)
+                table = cell_table(instances, image, name=file.name if name == file.stem else name, pixel_size=pixel_size)
+                write_label_tiff(out / f"{name}_labels.tif", instances_to_labels(instances), pixel_size=pixel_size)
+                Image.fromarray(overlay(image, instances)).save(out / f"{name}_overlay.png")
+                add_to_coco(file.name if name == file.stem else name, instances)
+            except Exception as error:     # whatever is wrong with one file, the night's other thousand must not be lost
+                failed[file] = f"{type(error).__name__}: {error}"
+                tqdm.write(f"FAILED {file}: {failed[file]}")
+                continue
+            add_to_table(table)
+            cells += len(instances)
+    print(f"{len(files) - len(failed)} of {len(files)} images, {cells} cells -> {out}")
+    for file, message in failed.items():
+        print(f"  no result for {file}: {message}")
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""Loss functions: element by element, and the objectives composed of them."""

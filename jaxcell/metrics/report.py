@@ -1,0 +1,346 @@
+"""From pairs of true and predicted cells to a report: every score per image, pooled, mean and median, overall and by modality.
+
+An image is reduced to one row of counts and the fate of its ranked detections, so masks are held one image at a time. Per image,
+pooled and resampled scores come from the same functions (`SCORES`), applied to one row, to the sum of rows, or to sums of
+resampled rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxcell.metrics.bootstrap import bootstrap_interval
+from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, coco_scores, rank_detections
+from jaxcell.metrics.matching import ChallengeCounts, Counts, as_instances, challenge_counts, match_counts, overlap_table
+from jaxcell.metrics.pixels import PixelCounts, pixel_counts
+from jaxcell.types import Instances
+
+__all__ = ["DEFINITIONS", "SCORES", "THRESHOLDS", "ImageCounts", "Report", "evaluate", "plot", "to_json", "to_table"]
+
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+DEFINITIONS: dict[str, str] = {
+    "matching": "One predicted cell matches one true cell if the IoU of their masks reaches the threshold (equality "
+                "counts). The matching with the most pairs is taken, of those the one with the largest IoU. TP: "
+                "matched pairs; FP, FN: predicted and true cells left over.",
+    "F1@t": "2 TP / (2 TP + FP + FN) at IoU t. F1@0.5:0.95 is the mean over t = 0.50, 0.55, ..., 0.95.",
+    "precision@t": "TP / (TP + FP) at IoU t.",
+    "recall@t": "TP / (TP + FN) at IoU t.",
+    "Jaccard-AP@t": "TP / (TP + FP + FN) at IoU t, which StarDist, Cellpose and the 2018 Data Science Bowl call AP; "
+                    "not COCO's AP. Jaccard-AP@0.5:0.95 is the mean over t = 0.50, 0.55, ..., 0.95.",
+    "PQ": "Panoptic quality at IoU 0.5: sum of matched IoU / (TP + FP/2 + FN/2) = SQ * RQ.",
+    "SQ": "Segmentation quality at IoU 0.5: mean IoU of matched pairs.",
+    "RQ": "Recognition quality: the same number as F1@0.5.",
+    "challenge F1": "F1 at IoU 0.5 by the protocol of the NeurIPS 2022 cell segmentation challenge: cells within 2 px "
+                    "of the edge of the image are removed from truth and prediction separately, images of 25 million "
+                    "pixels or more are scored in patches of 2000 px, an image without a match (an empty one "
+                    "included) scores 0, rounded to four digits. The challenge quotes mean and median.",
+    "Dice": "2 |A and B| / (|A| + |B|) of foreground pixels, whatever cell they belong to.",
+    "IoU": "|A and B| / |A or B| of foreground pixels, whatever cell they belong to.",
+    "AP, AP50, AP75": "COCO mask AP: predictions of all images ranked by score, area under interpolated precision "
+                      "over recall; mean over IoU 0.50:0.95, at 0.50, at 0.75. Predictions per image and size bands "
+                      "as in the settings (COCO itself allows 100 predictions). Overlapping cells keep their masks. "
+                      "Cells of label images carry no score and rank equal, in file order.",
+    "AR@n": "COCO average recall with at most n predictions per image, mean over IoU 0.50:0.95.",
+    "pooled": "Counts of all images added up, then the ratio: every cell weighs the same.",
+    "mean, median": "Over the images' own scores: every image weighs the same. Images in which a score is undefined "
+                    "are left out (F1, Jaccard-AP, PQ, Dice, IoU: no cell in truth and prediction; precision: no "
+                    "prediction; recall: no true cell; SQ: no match); StarDist counts them as 0.",
+    "interval": "Percentile bootstrap over images, resampled with replacement as if independent.",
+}
+
+
+# ---------------------------------------------------------------------------------------------------- what an image leaves
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCounts:
+    """All counts of an image, or of many: the leading axes of every array are the same. `matches` has T = len(THRESHOLDS)."""
+
+    matches: Counts
+    challenge: ChallengeCounts
+    pixels: PixelCounts
+
+    def row(self) -> np.ndarray:
+        """[..., K] float64: the counts side by side (exact up to 2**53), to add up and to resample."""
+        m, c, p = self.matches, self.challenge, self.pixels
+        last = [c.tp, c.fp, c.fn, c.truth, c.prediction, *(x[..., None] for x in (p.intersection, p.truth, p.prediction))]
+        return np.concatenate([m.tp, m.fp, m.fn, m.iou, *last], axis=-1, dtype=np.float64)
+
+    @staticmethod
+    def of_rows(rows: np.ndarray) -> ImageCounts:
+        """The inverse of `row`; [..., K]."""
+        count = len(THRESHOLDS)
+        matches = Counts(*(rows[..., i * count:(i + 1) * count] for i in range(4)))
+        rest = rows[..., 4 * count:]
+        challenge = ChallengeCounts(*(rest[..., i:i + 1] for i in range(5)))
+        return ImageCounts(matches, challenge, PixelCounts(*(rest[..., i] for i in (5, 6, 7))))
+
+
+Score = Callable[[ImageCounts], np.ndarray]
+
+
+def _at(score: Callable[[Counts], np.ndarray], index: int) -> Score:
+    """A score of `Counts` at the threshold of that index."""
+    return lambda counts: score(counts.matches)[..., index]
+
+
+_BY_THRESHOLD: dict[str, Callable[[Counts], np.ndarray]] = {
+    "F1": lambda c: c.f1, "precision": lambda c: c.precision, "recall": lambda c: c.recall, "Jaccard-AP": lambda c: c.jaccard}
+
+# Name -> score of shape [...] from counts of shape [..., *]; DEFINITIONS says what each is.
+SCORES: dict[str, Score] = {
+    **{f"{name}@{t:g}": _at(score, i) for name, score in _BY_THRESHOLD.items() for i, t in enumerate(THRESHOLDS)},
+    "F1@0.5:0.95": lambda counts: counts.matches.f1.mean(-1),
+    "Jaccard-AP@0.5:0.95": lambda counts: counts.matches.jaccard.mean(-1),
+    "PQ": _at(lambda c: c.pq, 0),
+    "SQ": _at(lambda c: c.sq, 0),
+    "RQ": _at(lambda c: c.f1, 0),
+    "challenge F1": lambda counts: np.round(counts.challenge.f1[..., 0], 4),
+    "Dice": lambda counts: counts.pixels.dice,
+    "IoU": lambda counts: counts.pixels.iou,
+}
+
+_TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "F1@0.75", "F1@0.5:0.95", "Jaccard-AP@0.5", "Jaccard-AP@0.75",
+          "Jaccard-AP@0.9", "Jaccard-AP@0.5:0.95", "PQ", "SQ", "RQ", "challenge F1", "Dice", "IoU")
+_MODALITY_TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "Jaccard-AP@0.5", "Jaccard-AP@0.75", "PQ")
+
+
+def _scores(rows: np.ndarray) -> np.ndarray:
+    """[..., K] counts -> [..., len(SCORES)] scores."""
+    counts = ImageCounts.of_rows(rows)
+    return np.stack([score(counts) for score in SCORES.values()], axis=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a set of images; plain values throughout, NaN where a score is undefined.
+
+    Attributes:
+      settings: thresholds, COCO's bands and limits, and how intervals were drawn.
+      overall: {"images", "cells", "predictions", "scores": {name: {"pooled", "mean", "median": {"value", "low", "high"},
+        "images": those in which it is defined}}, "coco": {name: value}}.
+      modalities: the same for each modality.
+      images: per image "name", "modality", "cells", "predictions", "TP", "FP", "FN" (at IoU 0.5) and "scores": {name: value}.
+      definitions: what each name means.
+    """
+
+    settings: Mapping[str, Any]
+    overall: Mapping[str, Any]
+    modalities: Mapping[str, Mapping[str, Any]]
+    images: Sequence[Mapping[str, Any]]
+    definitions: Mapping[str, str]
+
+    @property
+    def pooled_f1(self) -> float:
+        """F1 at IoU 0.5 over all cells: the number by which a run keeps its best checkpoint."""
+        return self.overall["scores"]["F1@0.5"]["pooled"]["value"]
+
+
+def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances | np.ndarray]], *,
+             sizes: Mapping[str, tuple[float, float]] = COCO_SIZES, limits: Sequence[int] = LIVECELL_DETECTIONS,
+             confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Report:
+    """Scores predictions image by image; only counts stay in memory.
+
+    Args:
+      pairs: (name, modality, truth, prediction) of each image; cells as Instances, or label images [H, W] or layers [H, W, D].
+      sizes: bands of area for COCO AP, name -> (smallest, largest) in pixels; the first one must hold everything.
+      limits: predictions per image for COCO AP and AR. Not COCO's own (1, 10, 100): images with more cells are common.
+      confidence: of the bootstrap intervals, in (0, 1).
+      resamples: sets of images drawn for them.
+      seed: of the draw.
+
+    Raises:
+      ValueError: no pairs, or truth and prediction of different sizes (the message names the image).
+    """
+    images: list[dict[str, Any]] = []
+    rows, ranked = [], []
+    for name, modality, truth_cells, predicted_cells in pairs:
+        truth, prediction = as_instances(truth_cells), as_instances(predicted_cells)
+        if truth.shape != prediction.shape:
+            raise ValueError(f"evaluate: image {name!r} has a truth of {truth.shape} pixels and a prediction of "
+                             f"{prediction.shape}; they must cover the same pixels. Check that both belong to this image and "
+                             "that neither was resized.")
+        counts = ImageCounts(match_counts(overlap_table(truth, prediction), thresholds=THRESHOLDS),
+                             challenge_counts(truth, prediction), pixel_counts(truth, prediction))
+        rows.append(counts.row())
+        ranked.append(rank_detections(truth, prediction, thresholds=THRESHOLDS, sizes=sizes, limit=max(limits)))
+        images.append({"name": name, "modality": modality, "cells": len(truth), "predictions": len(prediction)}
+                      | {"TP": int(counts.matches.tp[0]), "FP": int(counts.matches.fp[0]), "FN": int(counts.matches.fn[0])}
+                      | {"scores": dict(zip(SCORES, _scores(rows[-1]).tolist(), strict=True))})
+    if not images:
+        raise ValueError("evaluate: no images to score; the data source or the folder of predictions is empty.")
+
+    def summary(index: Sequence[int]) -> dict[str, Any]:
+        chosen = [images[i] for i in index]
+        return {"images": len(chosen), "cells": sum(i["cells"] for i in chosen),
+                "predictions": sum(i["predictions"] for i in chosen),
+                "scores": _summary(np.stack([rows[i] for i in index]), confidence=confidence, resamples=resamples, seed=seed),
+                "coco": coco_scores([ranked[i] for i in index], thresholds=THRESHOLDS, sizes=sizes, limits=limits)}
+
+    return Report(
+        settings={"thresholds": list(THRESHOLDS), "coco_sizes": {k: list(v) for k, v in sizes.items()},
+                  "coco_limits": list(limits), "confidence": confidence, "resamples": resamples, "seed": seed},
+        overall=summary(range(len(images))),
+        modalities={m: summary([i for i, image in enumerate(images) if image["modality"] == m])
+                    for m in sorted({image["modality"] for image in images})},
+        images=images, definitions=DEFINITIONS)
+
+
+def _summary(rows: np.ndarray, *, confidence: float, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Pooled, mean and median of every score over images, with intervals.
+
+    Args:
+      rows: [N, K] counts.
+    """
+    per_image = _scores(rows)
+    kinds: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
+        "pooled": (rows, lambda drawn: _scores(drawn.sum(1))),
+        "mean": (per_image, lambda drawn: np.nanmean(drawn, axis=1)),
+        "median": (per_image, lambda drawn: np.nanmedian(drawn, axis=1)),
+    }
+    result: dict[str, dict[str, Any]] = {name: {} for name in SCORES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)     # a score that no image defines has mean NaN, as it should
+        for kind, (values, statistic) in kinds.items():
+            value = statistic(values[None])[0]
+            low, high = bootstrap_interval(values, statistic, confidence=confidence, resamples=resamples, seed=seed)
+            for i, name in enumerate(SCORES):
+                result[name][kind] = {"value": float(value[i]), "low": float(low[i]), "high": float(high[i])}
+    for name, count in zip(SCORES, np.isfinite(per_image).sum(0).tolist(), strict=True):
+        result[name]["images"] = count
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------ text, JSON, picture
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _estimate(entry: Mapping[str, float]) -> str:
+    return "-" if math.isnan(entry["value"]) else f"{entry['value']:.3f} [{_number(entry['low'])}, {_number(entry['high'])}]"
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table that lines up as plain text and renders as Markdown; the first column is words, the others are numbers."""
+    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "| " + " | ".join("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths)) + " |"
+    return "\n".join([line(header), rule, *map(line, body)])
+
+
+def to_table(report: Report) -> str:
+    """The report as Markdown that also reads well in a terminal: all images, by modality, COCO, and what each number means."""
+    overall, settings = report.overall, report.settings
+    percent = f"{100 * settings['confidence']:g} % interval"
+    scores = overall["scores"]
+    body = [[name, *(_estimate(scores[name][kind]) for kind in ("pooled", "mean", "median")), str(scores[name]["images"])]
+            for name in _TABLE]
+    parts = [f"{overall['images']:,} images, {overall['cells']:,} cells, {overall['predictions']:,} predicted cells. "
+             f"In brackets: {percent}.", _markdown(["all images", "pooled", "mean", "median", "images"], body)]
+
+    def modality_row(name: str, group: Mapping[str, Any]) -> list[str]:
+        return [name, f"{group['images']:,}", f"{group['cells']:,}", *(_number(group["scores"][s]["pooled"]["value"]) for s in
+                _MODALITY_TABLE), _number(group["scores"]["challenge F1"]["median"]["value"]), _number(group["coco"]["AP"])]
+
+    groups = [*report.modalities.items(), *([("all", overall)] if len(report.modalities) > 1 else [])]
+    parts.append(_markdown(["modality (pooled)", "images", "cells", *_MODALITY_TABLE, "median challenge F1", "COCO AP"],
+                           [modality_row(name, group) for name, group in groups]))
+
+    parts.append(_markdown(["COCO masks", *overall["coco"]],
+                           [[name, *map(_number, group["coco"].values())] for name, group in groups]))
+    bands = ", ".join(f"{name} {low:g} to {high:g}" if high < 1e9 else f"{name} from {low:g}"
+                      for name, (low, high) in settings["coco_sizes"].items())
+    parts.append(f"COCO settings: at most {max(settings['coco_limits'])} predictions per image; areas in px: {bands}. "
+                 f"Intervals: {settings['resamples']} resamples, seed {settings['seed']}.")
+    parts.append("\n".join(["What the numbers mean:", *(f"- {name}: {text}" for name, text in report.definitions.items())]))
+    return "\n\n".join(parts)
+
+
+def _finite(value: Any) -> Any:
+    """The same value with NaN as None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(report: Report) -> str:
+    """The whole report, per image rows and definitions included; undefined scores are null."""
+    return json.dumps(_finite(asdict(report)), indent=1) + "\n"
+
+
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#8c6d31")     # told apart by all eyes
+_INK = "#333333"
+
+
+def plot(report: Report, path: str | Path) -> None:
+    """Draws F1 over IoU thresholds by modality, and the images' own F1 at 0.5.
+
+    Args:
+      report: what to draw.
+      path: of the picture; the ending says the format (.png, .pdf, .svg).
+    """
+    figure = Figure(figsize=(11, max(4.2, 1.2 + 0.6 * len(report.modalities))), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _draw_thresholds(left, report)
+    _draw_images(right, report)
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.title.set_size(10)
+    figure.savefig(path)
+
+
+def _draw_thresholds(axes: Axes, report: Report) -> None:
+    """Pooled F1 over the IoU threshold: a line and its bootstrap band for each modality, dashed for all."""
+    for (name, group), colour in zip(report.modalities.items(), cycle(_COLOURS), strict=False):
+        pooled = [group["scores"][f"F1@{t:g}"]["pooled"] for t in THRESHOLDS]
+        low, value, high = ([p[key] for p in pooled] for key in ("low", "value", "high"))
+        axes.fill_between(THRESHOLDS, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(THRESHOLDS, value, "o-", color=colour, markersize=4, label=f"{name} ({group['images']} images)")
+    if len(report.modalities) > 1:
+        value = [report.overall["scores"][f"F1@{t:g}"]["pooled"]["value"] for t in THRESHOLDS]
+        axes.plot(THRESHOLDS, value, "--", color=_INK, label=f"all ({report.overall['images']} images)")
+    axes.set(xlabel="IoU threshold", ylabel="F1, pooled over cells", xlim=(0.49, 0.96), ylim=(0, 1.02),
+             title=f"F1 and its {100 * report.settings['confidence']:g} % bootstrap band")
+
+
+def _draw_images(axes: Axes, report: Report) -> None:
+    """One dot an image, one row a modality, with median and quartiles."""
+    rng = np.random.default_rng(0)
+    for i, (name, colour) in enumerate(zip(report.modalities, cycle(_COLOURS), strict=False)):
+        values = np.asarray([image["scores"]["F1@0.5"] for image in report.images if image["modality"] == name])
+        values = values[np.isfinite(values)]
+        axes.scatter(values, i + rng.uniform(-0.22, 0.22, len(values)), s=14, color=colour, alpha=0.55, linewidth=0)
+        if len(values):
+            low, median, high = np.percentile(values, [25, 50, 75])
+            axes.plot([low, high], [i, i], color=_INK, linewidth=2, solid_capstyle="butt")
+            axes.plot([median, median], [i - 0.3, i + 0.3], color=_INK, linewidth=2)
+    axes.set(xlabel="F1 at IoU 0.5 of each image", xlim=(-0.02, 1.02), ylim=(len(report.modalities) - 0.5, -0.5),
+             title="Images one by one, median and quartiles")
+    axes.set_yticks(range(len(report.modalities)), [textwrap.fill(name, 22) for name in report.modalities], fontsize=8)

@@ -1,0 +1,86 @@
+"""What a run writes while it goes: metrics.jsonl (one object a line), TensorBoard events, a progress line."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+__all__ = ["MetricLog", "Stopwatch", "progress_bar"]
+
+
+class MetricLog:
+    """Appends scalars of a step to `<workdir>/metrics.jsonl` and to TensorBoard.
+
+    A resumed run repeats the steps after its checkpoint, so lines beyond `resume_step` are dropped first: a step stands once.
+    """
+
+    def __init__(self, workdir: str | Path, *, resume_step: int = 0) -> None:
+        self.path = Path(workdir) / "metrics.jsonl"
+        kept = [line for line in self._lines() if line["step"] <= resume_step]
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
+
+    def _lines(self) -> list[dict[str, float]]:
+        lines = []
+        for text in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:     # a kill in the middle of a line: that step will be run again
+                continue
+        return lines
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the values of one step; non-finite ones become null in the JSON, which has no NaN."""
+        row = {"step": step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> MetricLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Stopwatch:
+    """Splits wall time into waiting for data and everything else, since the last `read`."""
+
+    def __init__(self) -> None:
+        self._start, self._data, self._count = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float) -> None:
+        """Adds a wait for one batch."""
+        self._data += seconds
+        self._count += 1
+
+    def read(self, images_per_step: int) -> dict[str, float]:
+        """Throughput and the share of time spent waiting for data, then starts again."""
+        wall = max(time.perf_counter() - self._start, 1e-9)
+        values = {"steps_per_second": self._count / wall, "images_per_second": self._count * images_per_step / wall,
+                  "data_wait_share": self._data / wall}
+        self._start, self._data, self._count = time.perf_counter(), 0.0, 0
+        return values
+
+
+def progress_bar(*, initial: int, total: int) -> tqdm:
+    """The bar of a run. Without a terminal it prints a line now and then instead of redrawing."""
+    interactive = sys.stderr.isatty()
+    return tqdm(initial=initial, total=total, unit="step", dynamic_ncols=True, mininterval=0.5 if interactive else 20.0)

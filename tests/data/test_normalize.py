@@ -1,0 +1,115 @@
+"""Normalisers against numpy's own percentiles, and the rules by which planes become channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jaxcell.data.normalize import NORMALIZERS, challenge_cstm, challenge_mix, challenge_prov, fit_normalizer, percentile, \
+    select_planes, to_channels, type_range
+
+RNG = np.random.default_rng(0)
+IMAGES = {
+    "uint8": RNG.integers(0, 90, (40, 50, 1), np.uint8), "uint16": RNG.integers(300, 9000, (40, 50, 1), np.uint16),
+    "rgb": RNG.integers(0, 256, (40, 50, 3), np.uint8), "int32": RNG.integers(-5, 9000, (40, 50, 1), np.int32),
+    "float32": RNG.gamma(2, 100, (40, 50, 3)).astype(np.float32), "large uint16": RNG.integers(0, 5000, (300, 300, 1), np.uint16),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_percentile_is_numpys(name):
+    image = IMAGES[name]
+    low, high = np.percentile(image, (2.5, 97))
+    expected = np.clip((image.astype(np.float64) - low) / (high - low), 0, 1)
+    result = percentile(image, lower=2.5, upper=97)(image)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_percentile_per_channel():
+    image = np.stack([np.arange(100.0), 10 * np.arange(100.0)], axis=-1)[None]
+    result = percentile(image, lower=0, upper=100, per_channel=True)(image)
+    np.testing.assert_allclose(result[..., 0], result[..., 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_normaliser_treats_a_region_as_in_the_whole(name, normalizer):
+    image = IMAGES[name]
+    apply = NORMALIZERS[normalizer](image)
+    whole = apply(image)
+    assert whole.dtype == np.float32 and whole.shape == image.shape and whole.min() >= 0 and whole.max() <= 1
+    region = slice(3, 9), slice(10, 17)
+    np.testing.assert_allclose(apply(image[region]), whole[region], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("value, dtype", [(0, np.uint8), (7, np.uint8), (300, np.uint16), (0.0, np.float32), (400.0, np.float32)])
+def test_constant_images_stay_finite(normalizer, value, dtype):
+    image = np.full((6, 6, 1), value, dtype)
+    result = NORMALIZERS[normalizer](image)(image)
+    assert np.isfinite(result).all() and result.min() >= 0 and result.max() <= 1
+
+
+def test_challenge_rules_by_hand():
+    bright = np.full((4, 4, 3), 230, np.uint8)
+    bright[0, 0] = 200
+    assert 255 * challenge_cstm(bright)(bright)[1, 1, 0] == pytest.approx(230)             # bright: no gamma
+    assert 255 * challenge_mix(bright)(bright)[1, 1, 0] == 255                             # bright and even: prov
+    dark = np.full((4, 4, 1), 20, np.uint8)
+    gamma = 0.6 + 0.4 * (1 - (np.cos(20 / 17) + 1) / 2)
+    assert 255 * challenge_cstm(dark)(dark)[0, 0, 0] == pytest.approx(np.rint(255 * (20 / 255) ** gamma))
+    half = np.array([[0, 0], [100, 200]], np.uint8)[..., None]
+    np.testing.assert_array_equal(np.rint(255 * challenge_prov(half, lower=0, upper=100)(half))[..., 0], [[0, 0], [0, 255]])
+    cstm, prov = challenge_cstm(half)(half), challenge_prov(half)(half)
+    np.testing.assert_allclose(challenge_mix(half, alpha=0.5)(half) * 255, np.trunc(255 * (cstm + prov) / 2 + 1e-4), atol=1e-3)
+
+
+def test_floats_up_to_one_are_fractions_unless_as_the_authors_do():
+    image = np.linspace(0.3, 1, 16, dtype=np.float32).reshape(4, 4, 1)
+    np.testing.assert_allclose(challenge_cstm(image)(image), np.rint(image * 255) / 255, atol=1e-6)
+    assert challenge_cstm(image, fractions=False)(image).max() < 0.04
+
+
+def test_type_range():
+    image = np.array([[[0], [65535]]], np.uint16)
+    np.testing.assert_array_equal(type_range(image)(image), [[[0], [1]]])
+
+
+def test_statistics_of_values_that_are_not_finite_are_refused():
+    image = np.array([[[np.nan], [1.0]]], np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        percentile(image)
+    with pytest.raises(ValueError, match="lower=5.*upper=2"):
+        percentile(image, lower=5, upper=2)
+
+
+def test_channels():
+    gray, color = np.full((2, 2, 1), 0.5, np.float32), np.full((2, 2, 3), (1, 0, 0), np.float32)
+    np.testing.assert_array_equal(to_channels(gray, 3), np.full((2, 2, 3), 0.5))
+    np.testing.assert_allclose(to_channels(color, 1), np.full((2, 2, 1), 0.299), atol=1e-6)
+    np.testing.assert_array_equal(to_channels(np.full((1, 1, 3), 200, np.uint8), 1), [[[200]]])
+    np.testing.assert_array_equal(to_channels(np.dstack([color, gray]), 3), color)
+    assert to_channels(color, 3) is color
+    stack = np.zeros((2, 2, 5), np.uint16)
+    with pytest.raises(ValueError, match="5 planes does not fit a network of 3 channels.*planes="):
+        select_planes(stack, 3)
+    assert select_planes(stack, 5).shape == (2, 2, 5)
+    assert select_planes(stack, 3, planes=(4,)).shape == (2, 2, 1)
+    with pytest.raises(ValueError, match=r"planes=\(5,\).*0 to 4"):
+        select_planes(stack, 3, planes=(5,))
+    with pytest.raises(ValueError, match="no rule"):
+        to_channels(stack, 3)
+
+
+def test_fit_normalizer_measures_gray_before_it_becomes_color_and_ignores_alpha():
+    gray = np.clip(RNG.normal(12, 4, (40, 50, 1)), 0, 255).astype(np.uint8)
+    settings = {"name": "cstm-mix"}
+    expected = to_channels(challenge_mix(gray)(gray), 3)
+    np.testing.assert_array_equal(fit_normalizer(gray, settings, channels=3)(gray), expected)
+    assert np.abs(challenge_mix(to_channels(gray, 3))(to_channels(gray, 3)) - expected).max() > 0.1
+    color = IMAGES["rgb"]
+    clear = np.dstack([color, np.zeros_like(color[..., :1])])
+    np.testing.assert_array_equal(fit_normalizer(clear, {"name": "percentile"}, channels=3)(clear), percentile(color)(color))
+    with pytest.raises(ValueError, match="'percentil' is unknown.*percentile"):
+        fit_normalizer(gray, {"name": "percentil"}, channels=3)

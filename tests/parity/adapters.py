@@ -1,0 +1,16 @@
+""""<system>/<case>" -> the function that computes the case's outputs with jaxcell's public functions."""
+
+from __future__ import annotations
+
+import cpn_data
+import cpn_inference
+import cpn_losses
+import cpn_metrics
+import cpn_models
+import cpn_targets
+import cpn_training
+
+PARTS = (cpn_data, cpn_inference, cpn_losses, cpn_metrics, cpn_models, cpn_targets, cpn_training)
+ADAPTERS = {name: function for part in PARTS for name, function in part.ADAPTERS.items()}
+TOLERANCES = {name: value for part in PARTS for name, value in part.TOLERANCES.items()}
+SYSTEMS = ("cpn",)     # the fixtures' folder of each system that jaxcell has

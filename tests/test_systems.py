@@ -1,0 +1,213 @@
+"""What must hold for EVERY system, at the toy width of its own config, on synthetic cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jaxcell.data.pipeline import make_train_iterator
+from targets.perfect import PERFECT_OUTPUTS
+
+from jaxcell.data.sources.synthetic import SyntheticSource
+from jaxcell.inference.blocks import predict_image
+from jaxcell.metrics.matching import match
+from jaxcell.systems import SYSTEMS, build_system
+from jaxcell.training.checkpoint import Checkpoints, restore_state
+from jaxcell.training.mesh import make_mesh, replicated, shard_batch
+from jaxcell.training.objectives import supervised
+from jaxcell.training.optimizer import make_optimizer
+from jaxcell.training.state import TrainState, init_state, state_digest
+from jaxcell.training.step import make_apply, make_train_step
+from jaxcell.types import Instances, Sample
+
+BATCH = 4
+pytestmark = pytest.mark.parametrize("name", sorted(SYSTEMS))
+
+
+@cache
+def config_of(name: str) -> Any:
+    return importlib.import_module(f"configs.{name}").get_config("toy")
+
+
+@cache
+def system_of(name: str):
+    return build_system(config_of(name))
+
+
+def fresh_state(name: str, devices: int = 1) -> tuple[TrainState, Any, Any]:
+    """(state, compiled step, mesh) of a new run on the first `devices` devices."""
+    config, system = config_of(name), system_of(name)
+    mesh = make_mesh(jax.devices()[:devices])
+    transformation, _ = make_optimizer(config.optimizer)
+    shape = (1, config.data.crop, config.data.crop, config.data.channels)
+    state = jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=shape), out_shardings=replicated(mesh))()
+    return state, compiled_step(name, devices), mesh
+
+
+@cache
+def compiled_step(name: str, devices: int):
+    transformation, _ = make_optimizer(config_of(name).optimizer)
+    return make_train_step(supervised(system_of(name)), transformation, make_mesh(jax.devices()[:devices]))
+
+
+def batches_of(name: str, seed: int = 0):
+    config = config_of(name)
+    source = SyntheticSource(8, size=config.data.crop, seed=1)
+    return make_train_iterator(source, targets=system_of(name).targets, batch_size=BATCH, crop=config.data.crop,
+                               augment=config.data.augment, normalize=dict(config.data.normalize),
+                               channels=config.data.channels, seed=seed)
+
+
+@cache
+def batch_of(name: str) -> dict[str, np.ndarray]:
+    return next(batches_of(name))[0]
+
+
+def f1(truth: Instances, prediction: Instances) -> float:
+    return float(match(truth, prediction, thresholds=(0.5,)).f1[0])
+
+
+def synthetic_sample(size: int, index: int = 0) -> Sample:
+    sample = SyntheticSource(4, size=size, seed=7)[index]
+    return dataclasses.replace(sample, image=sample.image.astype(np.float32) / 255)
+
+
+def test_perfect_outputs_decode_to_the_truth(name):
+    system = system_of(name)
+    for index in range(3):
+        sample = synthetic_sample(config_of(name).data.crop, index)
+        outputs = PERFECT_OUTPUTS[name](system.targets(sample, np.random.default_rng(0)), config_of(name))
+        assert f1(Instances.from_labels(sample.labels), system.decode(outputs)) == 1.0
+
+
+def test_outputs_have_the_same_keys_and_shapes_in_train_and_eval(name):
+    state, _, _ = fresh_state(name)
+    model, image = system_of(name).model, batch_of(name)["image"]
+    train, _ = model.apply(state.variables, image, True, rngs={"dropout": jax.random.PRNGKey(0)}, mutable=["batch_stats"])
+    evaluation = model.apply(state.variables, image, False)
+    assert {k: v.shape for k, v in train.items()} == {k: v.shape for k, v in evaluation.items()}
+
+
+def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):
+    state, _, _ = fresh_state(name)
+    objective = jax.jit(jax.grad(supervised(system_of(name)), has_aux=True))
+    grads, _ = objective(state.params, state.batch_stats, batch_of(name), jax.random.PRNGKey(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+        assert np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} is not trained"
+
+
+def test_steps_on_one_batch_lower_the_loss_with_one_trace(name):
+    state, step, mesh = fresh_state(name)
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, shard_batch(batch_of(name), mesh))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-3:]) < 0.8 * losses[0]
+    assert step._cache_size() == 1
+
+
+def test_four_devices_compute_what_one_computes(name):
+    results = []
+    for devices in (1, 4):
+        state, step, mesh = fresh_state(name, devices)
+        state, metrics = step(state, shard_batch(batch_of(name), mesh))
+        results.append((jax.device_get(metrics), jax.device_get(state.batch_stats)))
+    (one, one_stats), (four, four_stats) = results
+    for key in one:
+        np.testing.assert_allclose(four[key], one[key], rtol=1e-5, err_msg=key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6), one_stats, four_stats)
+
+
+def trained(name: str, steps: int) -> TrainState:
+    state, step, mesh = fresh_state(name)
+    for _ in range(steps):
+        state, _ = step(state, shard_batch(batch_of(name), mesh))
+    return state
+
+
+def test_tiled_image_equals_whole_image(name):
+    """Perfect maps cut into tiles: every object once and as in one piece, wherever the seams fall."""
+    config, system = config_of(name), system_of(name)
+    size, tile = 4 * config.data.crop, 2 * config.data.crop
+    big = synthetic_sample(size)
+    maps = PERFECT_OUTPUTS[name](system.targets(big, np.random.default_rng(0)), config)
+    # The network is replaced by a look-up of the whole image's maps: the image carries its own coordinates.
+    rows, columns = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32), indexing="ij")
+    image = np.stack([rows, columns], axis=-1)
+
+    def look_up(tiles: np.ndarray) -> dict[str, np.ndarray]:
+        out: dict[str, list[np.ndarray]] = {k: [] for k in maps}
+        for corner in tiles[:, 0, 0].astype(int):
+            for key, value in maps.items():
+                stride = size // len(value)
+                y, x, side = corner[0] // stride, corner[1] // stride, tile // stride
+                out[key].append(value[y:y + side, x:x + side])
+        return {k: np.stack(v) for k, v in out.items()}
+
+    whole = system.decode(maps)
+    for block in (tile // 2, tile):
+        tiled = predict_image(look_up, image, decode=system.decode, tile=tile, margin=tile // 4, block=block, halo=tile // 4,
+                              batch=3, divisor=system.divisor)
+        assert len(tiled) == len(whole)
+        assert f1(whole, tiled) == 1.0
+
+
+def edge_cases(size: int) -> dict[str, Sample]:
+    image = np.random.default_rng(0).random((size, size, 3), np.float32)
+    none = np.zeros((size, size, 1), np.int32)
+    return {"blank image": Sample(np.zeros_like(image), none, name="blank"), "no cells": Sample(image, none, name="none"),
+            "one cell covering all": Sample(image, none + 1, name="all")}
+
+
+@pytest.mark.parametrize("case", ["blank image", "no cells", "one cell covering all"])
+def test_edge_cases_train_and_decode(name, case):
+    system, sample = system_of(name), edge_cases(config_of(name).data.crop)[case]
+    target = system.targets(sample, np.random.default_rng(0))
+    batch = {k: np.stack([v] * BATCH) for k, v in ({"image": sample.image} | target).items()}
+    assert {k: v.shape for k, v in batch.items()} == {k: v.shape for k, v in batch_of(name).items()}
+    state, step, mesh = fresh_state(name)
+    state, metrics = step(state, shard_batch(batch, mesh))
+    assert all(np.isfinite(v) for v in jax.device_get(metrics).values())
+    decoded = system.decode(PERFECT_OUTPUTS[name](target, config_of(name)))
+    assert f1(Instances.from_labels(sample.labels), decoded) == 1.0 if case == "one cell covering all" else len(decoded) == 0
+
+
+def test_restored_run_continues_bit_equal(name, tmp_path):
+    state, step, mesh = fresh_state(name)
+    data = batches_of(name)
+    for _ in range(2):
+        state, _ = step(state, shard_batch(next(data)[0], mesh))
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(state, data.get_state())
+    checkpoints.wait()
+    expected, _ = step(state, shard_batch(next(data)[0], mesh))
+    digest = state_digest(expected, data.get_state())
+
+    again = batches_of(name)
+    transformation, _ = make_optimizer(config_of(name).optimizer)
+    abstract = jax.eval_shape(lambda: fresh_state(name)[0])
+    del transformation
+    restored, cursor = restore_state(checkpoints.directory, abstract, replicated(mesh))
+    again.set_state(cursor)
+    continued, _ = step(restored, shard_batch(next(again)[0], mesh))
+    assert state_digest(continued, again.get_state()) == digest
+    checkpoints.close()
+
+
+def test_prediction_compiles_once_for_every_image_size(name):
+    config, system = config_of(name), system_of(name)
+    state, _, _ = fresh_state(name)
+    apply = make_apply(system.model)
+    for shape in ((50, 70), (128, 128), (200, 90)):
+        image = np.random.default_rng(0).random((*shape, config.data.channels), np.float32)
+        prediction = predict_image(lambda x: apply(state.variables, x), image, decode=system.decode, tile=config.inference.tile,
+                                   margin=config.inference.margin, block=config.inference.block, halo=config.inference.halo,
+                                   batch=2, divisor=system.divisor)
+        assert prediction.shape == shape
+    assert apply._cache_size() == 1

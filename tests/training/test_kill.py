@@ -1,0 +1,87 @@
+"""A run killed with SIGKILL at random moments and started again ends in the same state as one that never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def command(workdir: Path, *extra: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/contour_proposal.py:toy"), "--workdir",
+            str(workdir), "--config.train.steps=40", "--config.train.checkpoint_every=5", "--config.train.eval_every=20", *extra]
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}     # one device, as a user has
+
+
+def finish(workdir: Path, *extra: str) -> tuple[str, float]:
+    """(state line, seconds) of a run that is left alone."""
+    start = time.monotonic()
+    result = subprocess.run(command(workdir, *extra), env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return digest(result.stdout), time.monotonic() - start
+
+
+def digest(text: str) -> str:
+    found = re.search(r"^state sha256: ([0-9a-f]{64})$", text, re.MULTILINE)
+    assert found, text
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[str, float]:
+    return finish(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.slow
+def test_five_kills_change_nothing(uninterrupted, tmp_path):
+    expected, seconds = uninterrupted
+    moments = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.3, 0.95) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert finish(tmp_path)[0] == expected
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_continues(uninterrupted, tmp_path):
+    expected, _ = uninterrupted
+    process = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    checkpoints = tmp_path / "checkpoints"
+    while process.poll() is None and not any(p.name.isdigit() for p in checkpoints.glob("*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, output[-3000:]
+    step = int(re.search(r"^step (\d+) of 40, saved", output, re.MULTILINE)[1])
+    assert 5 <= step < 40
+    assert (checkpoints / str(step)).is_dir(), "the step that SIGTERM interrupted was not saved"
+    assert finish(tmp_path)[0] == expected
+
+
+def test_another_config_in_the_same_workdir_is_refused(uninterrupted, tmp_path):
+    finish(tmp_path, "--config.train.stop_step=5")
+    result = subprocess.run(command(tmp_path, "--config.optimizer.schedule.base=0.5"), env=environment(), capture_output=True,
+                            text=True)
+    assert result.returncode != 0
+    assert "optimizer.schedule.base: 0.003 -> 0.5" in result.stderr
+
+
+def test_a_wrong_key_names_near_ones(tmp_path):
+    result = subprocess.run(command(tmp_path, "--config.optimizer.schedule.bse=0.5"), env=environment(), capture_output=True,
+                            text=True)
+    assert result.returncode != 0
+    assert "base" in result.stderr
