@@ -41,13 +41,15 @@ def _challenge() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.system = "contour_proposal"
     c.seed = 0
+    c.pretrained = ""                   # a published checkpoint (.pt, .pth, .safetensors, .npz) of the same network to start from
 
     c.data = ml_collections.ConfigDict()
     c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"bbbc038": {"kind": "folder", "root": "bbbc038", "split": "train", "modality": "", "repeat": 1},
                     "bbbc039": {"kind": "folder", "root": "bbbc039", "split": "train", "modality": "", "repeat": 1}}
     c.data.val = {"bbbc038": {"kind": "folder", "root": "bbbc038", "split": "val", "modality": "", "repeat": 1}}
-    c.data.channels = 3
+    c.data.channels = 3                 # of the network; grey images are repeated, colour images averaged to fit
+    c.data.planes = ml_collections.config_dict.placeholder(tuple)   # which channels of the files to take; None: all
     c.data.normalize = {"name": "cstm-mix"}
     c.data.augment = "mild"
     c.data.crop = 512
@@ -171,16 +173,16 @@ def _small(c: ml_collections.ConfigDict) -> None:
                       "closed_outlines": True})
     c.decode.update({"score_threshold": 0.5, "nms_threshold": 0.35})
     c.data.update({"crop": 256, "batch_size": 8, "augment": "light", "normalize": {"name": "percentile"}, "cache_gb": 2.0})
-    c.inference.update({"tile": 320, "margin": 32, "block": 1024, "halo": 128, "batch": 2})
+    c.inference.update({"tile": 256, "margin": 32, "block": 1024, "halo": 128, "batch": 2})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 1e-4, "clip_norm": 5.0,
-        "schedule": {"name": "warmup_cosine", "base": 2e-3, "steps": 2400, "warmup_steps": 100}})
+        "schedule": {"name": "warmup_cosine", "base": 2e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 100}})
 
 
 def _bbbc038(c: ml_collections.ConfigDict) -> None:
     _small(c)
     c.data.train = {"bbbc038": {"kind": "folder", "root": "bbbc038", "split": "train", "modality": "", "repeat": 1}}
-    c.train.update({"steps": 2400, "log_every": 20, "eval_every": 600, "eval_images": 24, "checkpoint_every": 200})
+    c.train.update({"steps": 2200, "log_every": 20, "eval_every": 1100, "eval_images": 24, "checkpoint_every": 200})
 
 
 def _synthetic(c: ml_collections.ConfigDict) -> None:
@@ -189,7 +191,7 @@ def _synthetic(c: ml_collections.ConfigDict) -> None:
     c.data.train = {"synthetic": {"kind": "synthetic", "count": 256, "size": 192, "seed": 1}}
     c.data.val = {"synthetic": {"kind": "synthetic", "count": 32, "size": 256, "seed": 2}}
     c.data.update({"crop": 128, "batch_size": 8})
-    c.optimizer.schedule.update({"steps": 800, "base": 3e-3})
+    c.optimizer.schedule.base = 3e-3
     c.inference.update({"tile": 256, "margin": 32, "block": 768, "halo": 96})
     c.train.update({"steps": 800, "log_every": 20, "eval_every": 400, "eval_images": 8, "checkpoint_every": 200})
 
@@ -201,6 +203,6 @@ def _toy(c: ml_collections.ConfigDict) -> None:
     c.data.train.synthetic.update({"count": 8, "size": 96})
     c.data.val.synthetic.update({"count": 2, "size": 96})
     c.data.update({"crop": 96, "batch_size": 4})
-    c.optimizer.schedule.update({"steps": 12, "warmup_steps": 2})
+    c.optimizer.schedule.warmup_steps = 2
     c.inference.update({"tile": 96, "margin": 16, "block": 256, "halo": 32, "batch": 2})
-    c.train.update({"steps": 12, "log_every": 4, "eval_every": 6, "eval_images": 2, "checkpoint_every": 4, "images": 1})
+    c.train.update({"steps": 40, "log_every": 4, "eval_every": 20, "eval_images": 2, "checkpoint_every": 5, "images": 1})

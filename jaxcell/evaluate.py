@@ -24,7 +24,7 @@ from tqdm import tqdm
 from jaxcell import viz
 from jaxcell.configuration import load_config
 from jaxcell.data.images import SUFFIXES, read_labels
-from jaxcell.data.normalize import NORMALIZERS, to_channels
+from jaxcell.data.normalize import fit_normalizer
 from jaxcell.data.sources import SOURCES, CachedSource, ConcatSource, Source
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
@@ -83,17 +83,13 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     }
     if options.mode not in modes:
         raise ValueError(f"config.inference.mode={options.mode!r} is unknown; known are {', '.join(modes)}.")
-    normalizer = dict(config.data.normalize)
-    curve_of = partial(NORMALIZERS[normalizer.pop("name")], **normalizer)
 
     def predict(variables: Any, image: np.ndarray) -> Instances:
-        image = to_channels(image, config.data.channels)
-
         def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
             return jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"]))
 
-        return modes[options.mode](network, image, decode=system.decode, batch=batch, divisor=system.divisor,
-                                   normalize=curve_of(image))
+        normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels, planes=config.data.planes)
+        return modes[options.mode](network, image, decode=system.decode, batch=batch, divisor=system.divisor, normalize=normalize)
 
     return predict
 

@@ -29,6 +29,7 @@ class System:
       divisor: input sides must be multiples of this.
       consistency: (outputs, the other network's outputs) -> terms, for images without labels.
       objective: own objective where (outputs, batch) is not enough.
+      load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
     """
 
     model: nn.Module
@@ -38,3 +39,4 @@ class System:
     divisor: int
     consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
     objective: Callable[..., Any] | None = None
+    load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None

@@ -12,11 +12,13 @@ import logging
 import signal
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -24,6 +26,7 @@ from jaxcell import viz
 from jaxcell.configuration import save_config
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.evaluate import make_predict, open_source, score_samples
+from jaxcell.pretrained.torch import read_checkpoint
 from jaxcell.systems import build_system
 from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.log import MetricLog, Stopwatch, progress_bar
@@ -74,8 +77,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
     print(f"data: {len(train_source)} training and {len(val_source)} validation images", flush=True)
     batches = make_train_iterator(
         train_source, targets=system.targets, batch_size=data.batch_size, crop=data.crop, augment=data.augment,
-        normalize=dict(data.normalize), channels=data.channels, seed=config.seed, workers=data.workers, prefetch=data.prefetch,
-        shard_index=jax.process_index(), shard_count=jax.process_count())
+        normalize=dict(data.normalize), channels=data.channels, planes=data.planes, seed=config.seed, workers=data.workers,
+        prefetch=data.prefetch, shard_index=jax.process_index(), shard_count=jax.process_count())
 
     # ---------------------------------------------------------------- optimizer and state
     transformation, schedule = make_optimizer(config.optimizer)
@@ -86,6 +89,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
     checkpoints = Checkpoints(workdir, keep=config.train.keep)
     if checkpoints.latest_step() is None:
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
+        if config.pretrained:
+            if system.load is None:
+                raise ValueError(f"config.pretrained is set, but no published checkpoints of {config.system} are known.")
+            loaded = jax.device_put(system.load(read_checkpoint(config.pretrained), state.variables), replicated(mesh))
+            state = replace(state, params=loaded["params"], batch_stats=loaded["batch_stats"])
     else:
         state, cursor = restore_state(checkpoints.directory, jax.eval_shape(fresh), replicated(mesh))
         batches.set_state(cursor)
@@ -99,14 +107,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
     # ---------------------------------------------------------------- loop
     first, last = int(state.step), config.train.steps
     until = min(config.train.stop_step or last, last)
-    stopwatch = Stopwatch()
+    stopwatch, before = Stopwatch(), None
     with MetricLog(workdir, resume_step=first) as log, progress_bar(initial=first, total=last) as bar:
         for step in range(first + 1, until + 1):
-            waiting = time.perf_counter()
-            batch, names = next(batches)
-            stopwatch.waited(time.perf_counter() - waiting)
+            with stopwatch.waiting_for_data(before):
+                batch, _ = next(batches)
             state, metrics = train_step(state, shard_batch(batch, mesh))
-            del batch, names
+            # One step computes while the next one's batch is fetched; no more, or SIGTERM would wait for a whole queue.
+            jax.block_until_ready(before)
+            before = metrics["loss"]
             bar.update()
 
             if step % config.train.log_every == 0 or step == until:
@@ -116,23 +125,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['images_per_second']:.1f} images/s, "
                                     f"{values['data_wait_share']:.0%} waiting for data")
             timed_out = minutes is not None and time.monotonic() - start > 60 * minutes
-            leaving = bool(stop) or timed_out or step == until
-            if step % config.train.checkpoint_every == 0 or leaving:
-                checkpoints.save(state, batches.get_state())
             if (step % config.train.eval_every == 0 or step == last) and not stop and len(val_source):
                 samples = (val_source[i] for i in range(min(len(val_source), config.train.eval_images)))
                 report = score_samples(partial(predict, state.variables), samples, picture_count=config.train.images,
                                        pictures=workdir / "pictures" / f"step_{step:07d}")
-                score = report.overall["scores"]["F1@0.5"]["pooled"]["value"]
+                score = float(np.nan_to_num(report.pooled_f1))      # undefined without cells and predictions
                 best = checkpoints.save_best(state, batches.get_state(), score)
                 log.write(step, {"val/f1": score})
                 bar.write(f"step {step}: validation F1@0.5 {score:.4f} (pooled){', the best so far' if best else ''}")
                 viz.curves(log.path, workdir / "curves.png")
                 stopwatch.read(data.batch_size)     # validation is not training time
-            if leaving:
+            if step % config.train.checkpoint_every == 0:      # after validation: a run killed in between repeats both
+                checkpoints.save(state, batches.get_state())
+            if stop or timed_out:
                 break
 
     # ---------------------------------------------------------------- end
+    checkpoints.save(state, batches.get_state())
     checkpoints.wait()
     checkpoints.close()
     print(f"step {int(state.step)} of {last}, saved in {checkpoints.directory}", flush=True)

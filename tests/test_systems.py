@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jaxcell.data.pipeline import make_train_iterator
 from targets.perfect import PERFECT_OUTPUTS
 
+from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.inference.blocks import predict_image
 from jaxcell.metrics.matching import match

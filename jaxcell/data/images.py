@@ -67,7 +67,8 @@ def _check_npy(shape: tuple[int, ...]) -> None:
 
 
 def _without_opaque_alpha(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == np.iinfo(image.dtype).max).all():
+    opaque = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
+    if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == opaque).all():
         return np.ascontiguousarray(image[..., :-1])
     return image
 

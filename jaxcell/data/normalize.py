@@ -38,8 +38,8 @@ def percentile(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.8, pe
     if not 0 <= lower < upper <= 100:
         raise ValueError(f"percentile: lower={lower}, upper={upper}; 0 <= lower < upper <= 100 is needed.")
     if not per_channel:
-        return _pixelwise(_stretch(*_percentiles(image, lower, upper)))
-    curves = [_pixelwise(_stretch(*_percentiles(image[..., c], lower, upper))) for c in range(image.shape[-1])]
+        return _pixelwise(_stretch(*_range(image, lower, upper)))
+    curves = [_pixelwise(_stretch(*_range(image[..., c], lower, upper))) for c in range(image.shape[-1])]
     return lambda region: np.stack([curve(region[..., c]) for c, curve in enumerate(curves)], axis=-1)
 
 
@@ -282,6 +282,12 @@ def _histogram(image: np.ndarray) -> np.ndarray:
     for start in range(0, len(image), rows):
         counts += np.bincount(image[start:start + rows].ravel(), minlength=len(counts))
     return counts
+
+
+def _range(image: np.ndarray, lower: float, upper: float) -> tuple[float, float]:
+    """The two percentiles; minimum and maximum where they coincide: a few bright cells on an even background must not vanish."""
+    low, high = _percentiles(image, lower, upper)
+    return (low, high) if high > low else (float(image.min()), float(image.max()))
 
 
 def _percentiles(image: np.ndarray, lower: float, upper: float, *, skip_zero: bool = False) -> tuple[float, float]:

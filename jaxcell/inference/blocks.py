@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxcell.types import Instances
 
-__all__ = ["Window", "clip_instances", "dense_blocks", "plan_blocks", "plan_tiles", "predict_image", "read_region",
+__all__ = ["Window", "clip_instances", "dense_blocks", "plan_blocks", "plan_tiles", "predict_image", "read_batch", "read_region",
            "seam_duplicates"]
 
 Apply = Callable[[np.ndarray], Mapping[str, Any]]
@@ -122,6 +122,24 @@ def read_region(image: Any, box: Box) -> np.ndarray:
     return part[(rows - rows.min())[:, None], columns - columns.min()]
 
 
+def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Callable[[np.ndarray], np.ndarray] | None
+               ) -> np.ndarray:
+    """Regions of one size as the network's input, with zeros where there are fewer than `batch`.
+
+    Args:
+      image: see `read_region`.
+      boxes: at least one and at most `batch`, all of one size.
+      batch: leading axis of the result.
+      normalize: region as stored -> as the network expects it, where channels may change too; None converts to float32.
+
+    Returns:
+      [batch, h, w, C] float32.
+    """
+    regions = [read_region(image, box) for box in boxes]
+    images = np.stack([region if normalize is None else normalize(region) for region in regions]).astype(np.float32, copy=False)
+    return np.concatenate([images, np.zeros((batch - len(images), *images.shape[1:]), np.float32)])
+
+
 def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int, halo: int, batch: int, divisor: int,
                  normalize: Callable[[np.ndarray], np.ndarray] | None = None) -> Iterator[tuple[Window, Maps]]:
     """The network's dense maps, block by block; see `predict_image` for the arguments.
@@ -144,11 +162,7 @@ def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int
 
     def launch(number: int) -> Mapping[str, Any]:
         members = tiles[number * batch:(number + 1) * batch]
-        images = np.zeros((batch, tile, tile, image.shape[2]), np.float32)
-        for slot, member in enumerate(members):
-            region = read_region(image, member.frame)
-            images[slot] = region if normalize is None else normalize(region)
-        return apply(images)
+        return apply(read_batch(image, [member.frame for member in members], batch=batch, normalize=normalize))
 
     cache: dict[int, Maps] = {}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxcell.decode.contours import nms
-from jaxcell.inference.blocks import clip_instances, read_region
+from jaxcell.inference.blocks import clip_instances, read_batch
 from jaxcell.types import Instances
 
 __all__ = ["inside_border", "merge_tiles", "predict_image_overlapping", "tile_slices", "windowed_nms"]
@@ -181,10 +181,8 @@ def predict_image_overlapping(apply: Callable[[np.ndarray], Mapping[str, Any]], 
     parts: list[Instances] = []
     for first in range(0, len(tiles), batch):
         members = tiles[first:first + batch]
-        images = np.zeros((batch, crop, crop, image.shape[2]), np.float32)
-        for slot, (y0, x0, _, _) in enumerate(members):
-            region = read_region(image, (y0, x0, y0 + crop, x0 + crop))
-            images[slot] = region if normalize is None else normalize(region)
+        frames = [(y0, x0, y0 + crop, x0 + crop) for y0, x0, _, _ in members]
+        images = read_batch(image, frames, batch=batch, normalize=normalize)
         outputs = {key: np.asarray(value) for key, value in apply(images).items()}
         coarsest = max(crop // value.shape[1] for value in outputs.values())
         for slot, (y0, x0, y1, x1) in enumerate(members):

@@ -33,6 +33,7 @@ from jaxcell.models.layers import (
     resize_bilinear,
     resize_nearest,
 )
+from jaxcell.pretrained.contour_proposal import load_contour_proposal
 from jaxcell.system import System
 from jaxcell.targets.contours import contour_targets
 
@@ -241,6 +242,7 @@ def build(config: Any) -> System:
             decode_contours, score_threshold=d.score_threshold, samples=t.samples, iterations=t.max_iterations,
             nms_threshold=d.nms_threshold, nms_weight=d.nms_weight, certainty_threshold=d.certainty_threshold),
         divisor=DIVISOR,
+        load=load_contour_proposal,
     )
 
 

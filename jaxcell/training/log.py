@@ -6,10 +6,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -61,15 +63,19 @@ class MetricLog:
 
 
 class Stopwatch:
-    """Splits wall time into waiting for data and everything else, since the last `read`."""
+    """Counts steps, and how long the device had nothing to do because data was late, since the last `read`."""
 
     def __init__(self) -> None:
         self._start, self._data, self._count = time.perf_counter(), 0.0, 0
 
-    def waited(self, seconds: float) -> None:
-        """Adds a wait for one batch."""
-        self._data += seconds
+    @contextmanager
+    def waiting_for_data(self, before: jax.Array | None) -> Iterator[None]:
+        """Times the fetch of one batch; it counts as a wait only if `before`, of the last step, was computed by its end."""
+        start = time.perf_counter()
+        yield
         self._count += 1
+        if before is None or before.is_ready():     # type: ignore[attr-defined]    # (jax.Array's stub lacks it)
+            self._data += time.perf_counter() - start
 
     def read(self, images_per_step: int) -> dict[str, float]:
         """Throughput and the share of time spent waiting for data, then starts again."""

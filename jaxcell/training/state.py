@@ -33,17 +33,14 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_state(model: nn.Module, transformation: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...],
-               pretrained: Mapping[str, Any] | None = None) -> TrainState:
+def init_state(model: nn.Module, transformation: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...]
+               ) -> TrainState:
     """A fresh state; `image_shape` is one batch's [B, H, W, C], of which only C and the divisibility matter.
 
     Call it under `jax.jit` with replicated out_shardings: every device then computes the same values.
     """
     rng = jax.random.PRNGKey(seed)
-    if pretrained is None:
-        variables = model.init({"params": rng}, jnp.zeros(image_shape, jnp.float32), False)
-    else:
-        variables = dict(pretrained)
+    variables = model.init({"params": rng}, jnp.zeros(image_shape, jnp.float32), False)
     params = variables["params"]
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get("batch_stats", {}),
                       opt_state=transformation.init(params), rng=jax.random.fold_in(rng, 1))

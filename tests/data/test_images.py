@@ -24,8 +24,8 @@ def opaque(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stored, expected", [
-    (GRAY8, GRAY8[..., None]), (GRAY16, GRAY16[..., None]), (RGB8, RGB8), (RGB16, RGB16), (opaque(RGB8), RGB8), (opaque(RGB16), RGB16),
-    (opaque(GRAY8[..., None]), GRAY8[..., None]),
+    (GRAY8, GRAY8[..., None]), (GRAY16, GRAY16[..., None]), (RGB8, RGB8), (RGB16, RGB16),
+    (opaque(RGB8), RGB8), (opaque(RGB16), RGB16), (opaque(GRAY8[..., None]), GRAY8[..., None]),
     (np.concatenate([RGB8, GRAY8[..., None]], axis=-1), np.concatenate([RGB8, GRAY8[..., None]], axis=-1)),
     (np.repeat(GRAY8[..., None], 3, axis=2), np.repeat(GRAY8[..., None], 3, axis=2)),
 ])

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxcell.data.normalize import NORMALIZERS, challenge_cstm, challenge_mix, challenge_prov, fit_normalizer, percentile, \
-    select_planes, to_channels, type_range
+from jaxcell.data.normalize import (
+    NORMALIZERS,
+    challenge_cstm,
+    challenge_mix,
+    challenge_prov,
+    fit_normalizer,
+    percentile,
+    select_planes,
+    to_channels,
+    type_range,
+)
 
 RNG = np.random.default_rng(0)
 IMAGES = {
@@ -113,3 +122,11 @@ def test_fit_normalizer_measures_gray_before_it_becomes_color_and_ignores_alpha(
     np.testing.assert_array_equal(fit_normalizer(clear, {"name": "percentile"}, channels=3)(clear), percentile(color)(color))
     with pytest.raises(ValueError, match="'percentil' is unknown.*percentile"):
         fit_normalizer(gray, {"name": "percentil"}, channels=3)
+
+
+def test_few_bright_pixels_on_an_even_background_stay_visible():
+    image = np.zeros((100, 100, 1), np.uint8)
+    image[50, 50] = 200
+    curve = NORMALIZERS["percentile"](image)
+    assert curve(image).max() == 1.0
+    assert curve(image)[0, 0] == 0.0

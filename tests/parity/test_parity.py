@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adapters import ADAPTERS, SYSTEMS, TOLERANCES
-from loader import Case, load_case
-
 from conftest import resolve
+from loader import Case, load_case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+
+import jax
 
 from jaxcell.training.log import MetricLog, Stopwatch
 
@@ -28,11 +31,23 @@ def test_not_a_number_becomes_null(tmp_path):
     assert rows(tmp_path) == [{"step": 1, "loss": None}]
 
 
+class Busy:
+    """An array that is still being computed."""
+
+    def is_ready(self) -> bool:
+        return False
+
+
 def test_stopwatch_counts_since_the_last_read():
     watch = Stopwatch()
-    watch.waited(0.0)
-    watch.waited(0.0)
+    for _ in range(2):
+        with watch.waiting_for_data(Busy()):
+            time.sleep(0.001)
     first = watch.read(8)
-    assert first["data_wait_share"] == 0
-    assert first["images_per_second"] == 8 * first["steps_per_second"]
+    assert first["data_wait_share"] == 0, "the device was busy meanwhile"
+    assert first["images_per_second"] == 8 * first["steps_per_second"] > 0
+    with watch.waiting_for_data(jax.block_until_ready(jax.numpy.zeros(1))):
+        time.sleep(0.001)
+    second = watch.read(8)
+    assert 0 < second["data_wait_share"] <= 1
     assert watch.read(8)["images_per_second"] == 0

@@ -1,0 +1,1 @@
+"""Dense maps to cells."""

@@ -1,0 +1,1 @@
+"""Cells as files that other programs read."""

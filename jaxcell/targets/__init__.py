@@ -1,0 +1,1 @@
+"""Labels to what a network is trained to say."""

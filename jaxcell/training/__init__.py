@@ -1,0 +1,1 @@
+"""From a system and batches to a trained state."""
