@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -14,6 +14,7 @@ setup: .venv/.ready
 	@touch .venv/.ready
 
 demo: setup
+	@rm -rf runs/demo
 	@echo "== demo: train on synthetic cells (config: configs/contour_proposal.py), workdir runs/demo"
 	$(BIN)/python train.py --config configs/contour_proposal.py --workdir runs/demo
 	@echo "== demo: evaluate on synthetic images that training never saw"
@@ -28,4 +29,4 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf runs/demo .pytest_cache .ruff_cache .mypy_cache build *.egg-info

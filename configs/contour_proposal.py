@@ -7,13 +7,17 @@ bbbc038               the same small network on real nuclei (BBBC038), made to b
                               --config.data.root=../shared/data --minutes=40
                           python evaluate.py --workdir runs/bbbc038
                       Measured: README, "Real data".
+own                   the same network on your own folder of images and labels:
+                          python train.py --config configs/contour_proposal.py:own --workdir runs/own --config.data.root=DIR
+                      DIR holds train/ and val/, or a manifest.csv with splits, or just images and labels (a fifth is held out).
 neurips2022           the uncertainty-aware CPN as its authors ran it: ResNeXt-101 32x8d U-Net, 228,242,999 parameters, crop 512,
                       batch 10 a GPU, 225 epochs in 17 h on several nodes of 4 A100. Paper: F1@0.5 0.8986 on the hidden
                       validation set of the NeurIPS 2022 cell segmentation challenge (Table 4); that set is not public, so
                       there is no measured number beside it.
 neurips2022_paper     the same with the paper's text where the released code departs from it (target 1 for foreground scores,
-                      weight 1 for every term but the contours', no box term).
-u22, resnet50_fpn     the original CPN of the celldetection package, U-Net 22 and ResNet-50 FPN.
+                      weight 1 for every term of eq. 5 but 1.5 for the contours, no location and box terms).
+u22, resnet50_fpn     the original CPN of the celldetection package 0.4.9, U-Net 22 (31,568,089 parameters) and ResNet-50 FPN. The
+                      package publishes no training recipe: optimizer and data are the challenge's, crops 256, batch 8.
 toy                   seconds on a CPU: for tests.
 """
 
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import ml_collections
 
-VARIANTS = ("synthetic", "bbbc038", "neurips2022", "neurips2022_paper", "u22", "resnet50_fpn", "toy")
+VARIANTS = ("synthetic", "bbbc038", "own", "neurips2022", "neurips2022_paper", "u22", "resnet50_fpn", "toy")
 
 
 def get_config(variant: str = "synthetic") -> ml_collections.ConfigDict:
@@ -30,10 +34,14 @@ def get_config(variant: str = "synthetic") -> ml_collections.ConfigDict:
         raise ValueError(f"contour_proposal has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
     config = _challenge()
     {
-        "synthetic": _synthetic, "bbbc038": _bbbc038, "neurips2022": lambda c: None, "neurips2022_paper": _paper,
+        "synthetic": _synthetic, "bbbc038": _bbbc038, "own": _own, "neurips2022": lambda c: None, "neurips2022_paper": _paper,
         "u22": _u22, "resnet50_fpn": _resnet50_fpn, "toy": _toy,
     }[variant](config)
     return config
+
+
+def _folder(root: str, split: str) -> dict[str, object]:
+    return {"kind": "folder", "root": root, "split": split, "modality": "", "repeat": 1}
 
 
 def _challenge() -> ml_collections.ConfigDict:
@@ -45,15 +53,16 @@ def _challenge() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.root = "data"                # the folder that holds the sources below
-    c.data.train = {"bbbc038": {"kind": "folder", "root": "bbbc038", "split": "train", "modality": "", "repeat": 1},
-                    "bbbc039": {"kind": "folder", "root": "bbbc039", "split": "train", "modality": "", "repeat": 1}}
-    c.data.val = {"bbbc038": {"kind": "folder", "root": "bbbc038", "split": "val", "modality": "", "repeat": 1}}
+    c.data.train = {"bbbc038": _folder("bbbc038", "train"), "bbbc039": _folder("bbbc039", "train")}
+    c.data.val = {"bbbc038": _folder("bbbc038", "val")}
     c.data.channels = 3                 # of the network; grey images are repeated, colour images averaged to fit
-    c.data.planes = ml_collections.config_dict.placeholder(tuple)   # which channels of the files to take; None: all
-    c.data.normalize = {"name": "cstm-mix"}
+    c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
+    c.data.normalize = {"name": "cstm-mix"}     # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "mild"
     c.data.crop = 512
     c.data.batch_size = 10
+    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
+    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
     c.data.workers = 0
     c.data.prefetch = 4
     c.data.cache_gb = 4.0
@@ -65,6 +74,7 @@ def _challenge() -> ml_collections.ConfigDict:
     c.model.decoder = "residual_unet"
     c.model.decoder_norm = "group"
     c.model.decoder_act = "leaky_relu"
+    c.model.decoder_init = "fan_out_normal"
     c.model.order = 25
     c.model.buckets = 6
     c.model.margin = 3.0
@@ -74,7 +84,7 @@ def _challenge() -> ml_collections.ConfigDict:
     c.model.refinement_features = ("decoder.0", "encoder.0")
     c.model.fuse = "reduce"
     c.model.head_kernel = 7
-    c.model.head_features = ml_collections.config_dict.placeholder(int)     # None: as many as the head's input has
+    c.model.head_features = 0           # hidden channels of the heads; 0: as many as their input has
     c.model.dropout = 0.1
     c.model.resize = "outputs"
     c.model.mean = (0.485, 0.456, 0.406)
@@ -96,7 +106,9 @@ def _challenge() -> ml_collections.ConfigDict:
     c.loss.weights = {"scores": 1.0, "fourier": 1.0, "locations": 1.0, "contours": 1.5, "refinement": 1.0, "boxes": 0.88,
                       "iou": 1.0, "uncertainty": 1.0}       # 0: the term is not computed
     c.loss.background_weight = 2.0
-    c.loss.box_confidence = True
+    c.loss.box_confidence = True        # False: target 1 for every foreground score (eq. 1 of the paper)
+    c.loss.order_weighting = True
+    c.loss.min_box_size = 1.0
     c.loss.refinement = "last"
     c.loss.iou_kind = "giou"
     c.loss.uncertainty_factor = 7.0
@@ -105,7 +117,8 @@ def _challenge() -> ml_collections.ConfigDict:
     c.decode.score_threshold = 0.891415
     c.decode.nms_threshold = 0.3141592653589793
     c.decode.nms_weight = "certainty"
-    c.decode.certainty_threshold = ml_collections.config_dict.placeholder(float)
+    c.decode.certainty_threshold = 0.0  # least mean certainty of a cell; 0: any
+    c.decode.max_proposals = 100_000    # of one block, those of highest score: bounds the memory of a hopeless prediction
 
     c.inference = ml_collections.ConfigDict()
     c.inference.mode = "blocks"         # "overlapping": the reference's own tiling
@@ -119,8 +132,11 @@ def _challenge() -> ml_collections.ConfigDict:
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adam"
     c.optimizer.l2 = 2e-5
-    c.optimizer.schedule = {"name": "warmup_multistep", "base": 8e-4, "milestones": (100_000, 150_000, 200_000), "gamma": 0.666,
-                            "warmup_steps": 1000}
+    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped
+    # The authors draw the rate from N(0.0008, 0.0001) and scale it by sqrt(batch / 64); gamma 0.1 is what their script applies,
+    # at milestones that it counts in examples while it steps in batches: late or never. These milestones are ours.
+    c.optimizer.schedule = {"name": "warmup_multistep", "base": 8e-4 * (10 / 64) ** 0.5, "milestones": (200_000, 225_000),
+                            "gamma": 0.1, "warmup_steps": 1000, "warmup_factor": 0.001}
 
     c.train = ml_collections.ConfigDict()
     c.train.steps = 250_000
@@ -138,11 +154,13 @@ def _paper(c: ml_collections.ConfigDict) -> None:
     c.loss.box_confidence = False
     c.loss.weights.boxes = 0.0
     c.loss.weights.locations = 0.0
+    c.optimizer.schedule.gamma = 0.666
 
 
 def _package(c: ml_collections.ConfigDict) -> None:
     """celldetection 0.4.9: the original CPN."""
     c.model.update({"width": 64, "pooling": "none", "decoder_norm": "batch", "decoder_act": "relu", "order": 6, "buckets": 1,
+                    "decoder_init": "fan_in_uniform",
                     "uncertainty": False, "contour_features": ("decoder.1",), "score_features": ("decoder.1",),
                     "refinement_features": ("decoder.0",), "resize": "features", "mean": (0.0,), "std": (1.0,)})
     c.loss.update({"box_confidence": False, "refinement": "sum", "background_weight": 1.0})
@@ -172,7 +190,8 @@ def _small(c: ml_collections.ConfigDict) -> None:
                       "max_background_distance": 0.5, "min_foreground_distance": 0.6, "distance": "object",
                       "closed_outlines": True})
     c.decode.update({"score_threshold": 0.5, "nms_threshold": 0.35})
-    c.data.update({"crop": 256, "batch_size": 8, "augment": "light", "normalize": {"name": "percentile"}, "cache_gb": 2.0})
+    c.data.update({"crop": 256, "batch_size": 8, "augment": "light", "cache_gb": 2.0})
+    c.data.normalize.update({"name": "percentile", "lower": 1.0, "upper": 99.8})
     c.inference.update({"tile": 256, "margin": 32, "block": 1024, "halo": 128, "batch": 2})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 1e-4, "clip_norm": 5.0,
@@ -181,15 +200,22 @@ def _small(c: ml_collections.ConfigDict) -> None:
 
 def _bbbc038(c: ml_collections.ConfigDict) -> None:
     _small(c)
-    c.data.train = {"bbbc038": {"kind": "folder", "root": "bbbc038", "split": "train", "modality": "", "repeat": 1}}
+    c.data.train = ml_collections.ConfigDict({"bbbc038": _folder("bbbc038", "train")})
     c.train.update({"steps": 2200, "log_every": 20, "eval_every": 1100, "eval_images": 24, "checkpoint_every": 200})
+
+
+def _own(c: ml_collections.ConfigDict) -> None:
+    _bbbc038(c)
+    c.data.root = "."
+    c.data.train = ml_collections.ConfigDict({"own": _folder("", "train")})
+    c.data.val = ml_collections.ConfigDict({"own": _folder("", "val")})
 
 
 def _synthetic(c: ml_collections.ConfigDict) -> None:
     _small(c)
     c.model.update({"width": 16, "order": 6})
-    c.data.train = {"synthetic": {"kind": "synthetic", "count": 256, "size": 192, "seed": 1}}
-    c.data.val = {"synthetic": {"kind": "synthetic", "count": 32, "size": 256, "seed": 2}}
+    c.data.train = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 256, "size": 192, "seed": 1}})
+    c.data.val = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 32, "size": 256, "seed": 2}})
     c.data.update({"crop": 128, "batch_size": 8})
     c.optimizer.schedule.base = 3e-3
     c.inference.update({"tile": 256, "margin": 32, "block": 768, "halo": 96})

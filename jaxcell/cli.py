@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcell import evaluate, train
+from jaxcell.configuration import load_changed_config
 from jaxcell.inference.predict import predict_files
 from jaxcell.training.mesh import describe_devices, unused_accelerators
 
@@ -48,14 +49,18 @@ def doctor(argv: list[str]) -> int:
 
 def predict(argv: list[str]) -> int:
     """Segments images with a trained run: label TIFF, overlay PNG, COCO JSON and a table of cells."""
-    parser = argparse.ArgumentParser(prog="jaxcell predict", description=predict.__doc__)
+    parser = argparse.ArgumentParser(prog="jaxcell predict", description=predict.__doc__,
+                                     epilog="Every key of the run's config can be changed, for example the threshold: "
+                                     "--config.decode.score_threshold=0.7, or the channels: --config.data.planes='(0,)'.")
     parser.add_argument("inputs", nargs="+", type=Path, help="image files or folders of images")
     parser.add_argument("--workdir", required=True, type=Path, help="of the training run")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
-    options = parser.parse_args(argv)
-    predictor = evaluate.load_predictor(options.workdir, checkpoint=options.checkpoint)
-    return predict_files(options.inputs, options.out, predict=predictor)
+    parser.add_argument("--pixel-size", type=float, default=None, help="micrometres per pixel; default: as the file says")
+    options, rest = parser.parse_known_args(argv)
+    config = load_changed_config(options.workdir, rest)
+    predictor = evaluate.load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
+    return predict_files(options.inputs, options.out, predict=predictor, pixel_size=options.pixel_size)
 
 
 def _script(run: Callable[[], None], name: str) -> Callable[[list[str]], int]:
@@ -84,4 +89,8 @@ def main() -> int:
     if argv[0] not in COMMANDS:
         print(f"jaxcell: {argv[0]!r} is not a command; known are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return COMMANDS[argv[0]](argv[1:])
+    try:
+        return COMMANDS[argv[0]](argv[1:])
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:     # what the user can mend, without a traceback
+        print(f"jaxcell {argv[0]}: {error}", file=sys.stderr)
+        return 2

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
-__all__ = ["load_config", "save_config"]
+__all__ = ["load_changed_config", "load_config", "save_config"]
 
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
-FREE = ("train.stop_step", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep", "train.images",
-        "data.workers", "data.prefetch", "data.cache_gb", "inference.")
+FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
+        "data.root", "data.workers", "data.prefetch", "data.cache_gb", "inference.", "decode.")
 
 
 def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
@@ -25,27 +28,61 @@ def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: no run was started in this workdir. Train first: "
                                 f"python train.py --config configs/<system>.py --workdir {workdir}")
-    return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text()))).lock()
 
 
-def save_config(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
-    """Writes `config.json`, or checks that a run already there has the same config.
+def load_changed_config(workdir: str | Path, arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config of a run with `--config.a.b=c` applied.
+
+    Args:
+      workdir: of the run.
+      arguments: of the command line; nothing but `--config...`.
+
+    Raises:
+      ValueError: an argument that is none of these, or a key that the config lacks (names near ones).
+    """
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_dict("config", load_config(workdir), flag_values=values)
+    try:
+        rest = values(["", *arguments])[1:]
+    except (flags.Error, AttributeError, KeyError) as error:
+        raise ValueError(f"{' '.join(arguments)}: {error}") from error
+    if rest:
+        raise ValueError(f"arguments that are not understood: {' '.join(rest)}; see --help.")
+    return flag.value
+
+
+def save_config(config: ml_collections.ConfigDict, workdir: str | Path, *, continues: bool) -> None:
+    """Writes `config.json`; first checks that a run which continues has the same config as when it began.
+
+    Args:
+      config: of the command.
+      workdir: of the run.
+      continues: whether the workdir holds a checkpoint. Without one nothing was computed, and a mended config may be tried.
 
     Raises:
       ValueError: the workdir holds a run with another config; names every key that differs.
     """
     path = Path(workdir) / "config.json"
     text = json.dumps(config.to_dict(), indent=2, default=list)
-    if path.exists():
+    if continues and path.exists():
         old, new = _flatten(json.loads(path.read_text())), _flatten(json.loads(text))
-        changed = [f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}" for key in sorted({*old, *new})
-                   if old.get(key) != new.get(key) and not key.startswith(FREE)]
+        # A key that only one of them has came or went with a version of jaxcell; its default is what the run had.
+        changed = [f"{key}: {old[key]} -> {new[key]}" for key in sorted({*old} & {*new})
+                   if old[key] != new[key] and not key.startswith(FREE)]
         if changed:
             raise ValueError(f"{workdir} holds a run with another config; continuing would mix two experiments. Changed:\n  "
                              + "\n  ".join(changed) + "\nUse a new --workdir, or the config that this run started with.")
     partial = path.with_suffix(".tmp")
     partial.write_text(text)
     partial.replace(path)
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON knows no tuples; config values that are sequences are tuples."""
+    if isinstance(tree, dict):
+        return {key: _tuples(value) for key, value in tree.items()}
+    return tuple(_tuples(value) for value in tree) if isinstance(tree, list) else tree
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,8 +27,6 @@ class System:
       loss: (outputs, batch) -> dict of weighted scalar terms; the step sums them.
       decode: host; outputs of one region (no batch axis, numpy) -> Instances in that region's pixels.
       divisor: input sides must be multiples of this.
-      consistency: (outputs, the other network's outputs) -> terms, for images without labels.
-      objective: own objective where (outputs, batch) is not enough.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
     """
 
@@ -37,6 +35,4 @@ class System:
     loss: Callable[[Arrays, Arrays], dict[str, Any]]
     decode: Callable[[Mapping[str, np.ndarray]], Instances]
     divisor: int
-    consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
-    objective: Callable[..., Any] | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None

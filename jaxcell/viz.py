@@ -1,4 +1,4 @@
-"""Pictures: cells over their image, truth beside prediction, contact sheets, training curves."""
+"""Pictures: cells over their image, truth beside prediction, training curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxcell.metrics.matching import optimal_matching, overlap_table
 from jaxcell.types import Instances
 
-__all__ = ["contact_sheet", "curves", "overlay", "save_png", "to_rgb"]
+__all__ = ["curves", "overlay", "save_png", "to_rgb"]
 
 Colour = tuple[int, int, int]
 
@@ -29,6 +29,7 @@ _CHANNELS = ((0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1))
 _PAPER: Colour = (24, 24, 28)
 _INK: Colour = (235, 235, 235)
 _GAP = 8
+LONGEST = 4096       # px, of the longer side of a panel
 
 
 # ---------------------------------------------------------------------------------------------------------------- images
@@ -51,20 +52,23 @@ def to_rgb(image: np.ndarray, *, low: float = 0.2, high: float = 99.8) -> np.nda
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(f"to_rgb: image has shape {image.shape}; it must be [H, W] or [H, W, C] and not empty.")
-    pixels = np.nan_to_num((image[..., None] if image.ndim == 2 else image).astype(np.float32))
+    pixels = (image[..., None] if image.ndim == 2 else image).astype(np.float32)
+    np.nan_to_num(pixels, copy=False)
     if pixels.shape[2] == 4 and np.ptp(pixels[..., 3]) == 0:
         pixels = pixels[..., :3]
     channels = pixels.shape[2]
     step = max(1, int(np.sqrt(pixels.shape[0] * pixels.shape[1] / 1e6)))       # percentiles need no more than a million pixels
     axes = (0, 1, 2) if channels == 3 else (0, 1)
     black, white = np.percentile(pixels[::step, ::step], [low, high], axis=axes)
-    stretched = np.clip((pixels - black) / np.maximum(white - black, 1e-6), 0, 1)
-    if channels == 1:
-        stretched = np.repeat(stretched, 3, axis=2)
-    elif channels != 3:
+    pixels -= black         # in place: these are the largest arrays of a picture
+    pixels /= np.maximum(white - black, 1e-6)
+    np.clip(pixels, 0, 1, out=pixels)
+    if channels not in (1, 3):
         colours = np.resize(np.asarray(_CHANNELS, np.float32), (channels, 3))
-        stretched = stretched @ (colours / colours.sum(0))      # white where every channel is
-    return np.rint(255 * stretched).astype(np.uint8)
+        pixels = pixels @ (colours / colours.sum(0))        # white where every channel is
+    pixels *= 255
+    picture = np.rint(pixels, out=pixels).astype(np.uint8)
+    return np.repeat(picture, 3, axis=2) if channels == 1 else picture
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
@@ -80,13 +84,17 @@ def overlay(image: np.ndarray, instances: Instances, *, truth: Instances | None 
             scale: int | None = None) -> np.ndarray:
     """Draws the outline of every cell over its image. Cells that overlap keep both outlines.
 
+    Of an image with a side above 4096 pixels every second (third, ...) pixel is drawn, so that neither side of a panel exceeds
+    that; contrast is measured on those pixels, and no whole copy of the image is made.
+
     Args:
       image: [H, W] or [H, W, C], any number type; see `to_rgb`.
       instances: predicted cells.
       truth: true cells. Without them every cell has a colour of its own. With them the picture has two panels, truth and
         prediction, and colours say which cells were found, missed and false.
       threshold: IoU from which a cell counts as found.
-      scale: enlargement, a whole number; by default as much as brings the shorter side to 512 pixels or more, at most 6.
+      scale: enlargement, a whole number; by default as much as brings the shorter side to 512 pixels or more, at most 6. Never
+        more than keeps the longer side within 4096.
 
     Returns:
       [rows, columns, 3] uint8.
@@ -98,11 +106,13 @@ def overlay(image: np.ndarray, instances: Instances, *, truth: Instances | None 
         if cells is not None and cells.shape != image.shape[:2]:
             raise ValueError(f"overlay: {name} cover {cells.shape} pixels, the image {image.shape[:2]}; they must belong "
                              "together. Check the pairing, and whether one of them was resized or cropped.")
-    scale = scale or min(6, max(1, -(-512 // min(image.shape[:2]))))
+    step = -(-max(image.shape[:2]) // LONGEST)
+    image = image[::step, ::step]
     height, width = image.shape[:2]
+    scale = min(scale or min(6, max(1, -(-512 // min(height, width)))), max(1, LONGEST // max(height, width)))
     canvas = cv2.resize(to_rgb(image), (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
     if truth is None:
-        return _outlined(canvas, instances, _distinct(len(instances)), scale=scale)
+        return _outlined(canvas, instances, _distinct(len(instances)), scale=scale, step=step)
     table = overlap_table(truth, instances)
     found = table.pairs[optimal_matching(table, threshold=threshold)]
     colours = [[other] * len(cells) for other, cells in ((MISSED, truth), (FALSE, instances))]
@@ -113,7 +123,7 @@ def overlay(image: np.ndarray, instances: Instances, *, truth: Instances | None 
         [(f"truth: {len(truth)} cells", _INK), (f"{len(found)} found", FOUND), (f"{len(truth) - len(found)} missed", MISSED)],
         [(f"prediction: {len(instances)} cells", _INK), (f"{len(found)} found at IoU {threshold:g}", FOUND),
          (f"{len(instances) - len(found)} false", FALSE)]]
-    panels = [_captioned(_outlined(canvas, cells, side, scale=scale), caption)
+    panels = [_captioned(_outlined(canvas, cells, side, scale=scale, step=step), caption)
               for cells, side, caption in zip((truth, instances), colours, captions, strict=True)]
     return np.concatenate([panels[0], np.full((len(panels[0]), _GAP, 3), _PAPER, np.uint8), panels[1]], axis=1)
 
@@ -125,8 +135,8 @@ def _distinct(count: int) -> list[Colour]:
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours]
 
 
-def _outlined(canvas: np.ndarray, cells: Instances, colours: Sequence[Colour], *, scale: int) -> np.ndarray:
-    """A copy of `canvas` [H * scale, W * scale, 3] with the outline of each cell."""
+def _outlined(canvas: np.ndarray, cells: Instances, colours: Sequence[Colour], *, scale: int, step: int) -> np.ndarray:
+    """A copy of `canvas` [H / step * scale, W / step * scale, 3] with the outline of each cell; scale or step is 1."""
     canvas = canvas.copy()
     thickness = 2 if scale > 1 else 1
     for (y0, x0, _, _), mask, colour in zip(cells.boxes.tolist(), cells.masks, colours, strict=True):
@@ -135,13 +145,13 @@ def _outlined(canvas: np.ndarray, cells: Instances, colours: Sequence[Colour], *
         smooth = cv2.resize(padded, size, interpolation=cv2.INTER_LINEAR) > 127
         outlines, _ = cv2.findContours(smooth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE,
                                        offset=((x0 - 1) * scale, (y0 - 1) * scale))
-        cv2.polylines(canvas, outlines, True, colour, thickness, cv2.LINE_AA)
+        cv2.polylines(canvas, [line // step for line in outlines], True, colour, thickness, cv2.LINE_AA)
     return canvas
 
 
-def _captioned(picture: np.ndarray, words: Sequence[tuple[str, Colour]], *, size: int = 18) -> np.ndarray:
+def _captioned(picture: np.ndarray, words: Sequence[tuple[str, Colour]]) -> np.ndarray:
     """`picture` under a dark strip with coloured words; the letters shrink where the picture is narrow."""
-    width = picture.shape[1]
+    width, size = picture.shape[1], 18
     font = ImageFont.load_default(size)
     while size > 8 and sum(font.getlength(text) + size for text, _ in words) > width:
         size -= 1
@@ -152,47 +162,6 @@ def _captioned(picture: np.ndarray, words: Sequence[tuple[str, Colour]], *, size
         draw.text((x, 14), text, fill=colour, font=font, anchor="lm")
         x += font.getlength(text) + size
     return np.concatenate([np.asarray(strip), picture])
-
-
-def contact_sheet(images: Sequence[np.ndarray], *, titles: Sequence[str] = (), columns: int | None = None, side: int = 480
-                  ) -> np.ndarray:
-    """Lays pictures out in rows, each shrunk (never enlarged) to fit a square, on a dark page.
-
-    Args:
-      images: [h, w, 3] uint8, such as `overlay` gives.
-      titles: one for each image, or none at all.
-      columns: pictures in a row; by default so many that the sheet is about square.
-      side: of the square, pixels.
-
-    Returns:
-      [H, W, 3] uint8.
-
-    Raises:
-      ValueError: no images, or another number of titles.
-    """
-    if not images or (titles and len(titles) != len(images)):
-        raise ValueError(f"contact_sheet: {len(images)} images and {len(titles)} titles; give at least one image, and a title "
-                         "for each or none.")
-    fitted = [_fitted(image, side) for image in images]
-    height, width = (max(f.shape[axis] for f in fitted) for axis in (0, 1))
-    tiles = []
-    for i, picture in enumerate(fitted):
-        tile = np.full((height, width, 3), _PAPER, np.uint8)
-        tile[:picture.shape[0], :picture.shape[1]] = picture
-        tiles.append(_captioned(tile, [(titles[i], _INK)], size=16) if titles else tile)
-    columns = columns or int(np.ceil(np.sqrt(len(tiles) * tiles[0].shape[0] / tiles[0].shape[1])))
-    columns = min(columns, len(tiles))
-    tiles = [np.pad(tile, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=0) for tile in tiles]
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    sheet = np.concatenate([np.concatenate(tiles[i:i + columns], axis=1) for i in range(0, len(tiles), columns)])
-    return np.pad(sheet, ((_GAP, 0), (_GAP, 0), (0, 0)))
-
-
-def _fitted(image: np.ndarray, side: int) -> np.ndarray:
-    """The picture shrunk to at most `side` pixels in both directions."""
-    factor = min(1.0, side / max(image.shape[:2]))
-    size = tuple(max(1, round(factor * n)) for n in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if factor < 1 else image
 
 
 # ---------------------------------------------------------------------------------------------------------------- curves

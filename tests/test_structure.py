@@ -59,9 +59,13 @@ def test_code_of_data_workers_imports_no_jax(path):
 
 
 def test_worker_code_does_not_load_jax_at_run_time():
-    """Importing targets, decode, geometry and metrics must not pull jax in through anything they import."""
+    """What data workers import must not pull jax in through anything it imports.
+
+    data.pipeline is left out: it starts the workers and needs grain, whose `import grain` itself loads jax.
+    """
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
-               if package(p) in {"geometry", "targets", "decode", "metrics"} and p.name != "__init__.py"]
+               if package(p) in {"geometry", "targets", "decode", "metrics", "data"}
+               and p.name not in ("__init__.py", "pipeline.py")]
     code = f"import sys\nfor m in {modules!r}: __import__(m)\nprint('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -1,6 +1,7 @@
 """Pictures: right size, right colours in the right place, any image type."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -75,15 +76,25 @@ def test_overlay_without_cells_and_of_the_wrong_size():
         viz.overlay(image[:30], random_cells(np.random.default_rng(0), 3))
 
 
-def test_contact_sheet():
-    pictures = [np.full((h, w, 3), 10 * i + 100, np.uint8) for i, (h, w) in enumerate([(50, 60), (500, 300), (20, 20)])]
-    sheet = viz.contact_sheet(pictures, titles=["a", "b", "c"], columns=2, side=100)
-    assert sheet.shape == (8 + 2 * (100 + 28 + 8), 8 + 2 * (60 + 8), 3)
-    assert all(has(sheet, 10 * i + 100) for i in range(3))
-    assert viz.contact_sheet(pictures[:1]).shape == (66, 76, 3)
-    for images, titles in (([], []), (pictures, ["a"])):
-        with pytest.raises(ValueError, match="contact_sheet"):
-            viz.contact_sheet(images, titles=titles)
+def test_a_large_image_is_drawn_small_with_its_outlines_in_place():
+    image = np.zeros((300, 9000), np.uint8)
+    image[0, 0] = 1
+    cells = squares((30, 3000, 270, 6000), (0, 8999, 1, 9000), shape=image.shape)
+    picture = viz.overlay(image, cells)
+    assert picture.shape == (100, 3000, 3)                 # every third pixel, and no enlargement beyond the limit
+    drawn = picture.any(-1)
+    assert drawn[10, 1000:2000].all() and drawn[89, 1000:2000].all() and drawn[10:90, 1000].all() and drawn[0, 2999]
+    assert not drawn[13:87, 1003:1997].any() and not drawn[:, 100:998].any()
+    assert viz.overlay(np.zeros((100, 3000), np.uint8), squares(shape=(100, 3000)), scale=4).shape == (100, 3000, 3)
+
+
+def test_a_large_image_is_not_copied():
+    image = np.zeros((9000, 9000, 3), np.uint8)
+    tracemalloc.start()
+    viz.overlay(image, squares(shape=(9000, 9000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 9000 * 9000
 
 
 def test_png_and_curves(tmp_path):

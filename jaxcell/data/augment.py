@@ -18,8 +18,7 @@ from jaxcell.geometry.labels import windows
 from jaxcell.types import Sample
 
 __all__ = ["POLICIES", "Policy", "add_noise", "apply_steps", "blur", "change_contrast", "change_gamma", "color_map", "flip",
-           "invert", "on_color", "on_gray", "random_crop", "rescale_to_cells", "rotate90", "shift_hsv", "shuffle_channels",
-           "to_gray"]
+           "on_color", "on_gray", "random_crop", "rescale_to_cells", "rotate90", "shift_hsv", "shuffle_channels"]
 
 Augmentation = Callable[[Sample, np.random.Generator], Sample]
 Steps = Sequence[tuple[float, Augmentation]]
@@ -208,20 +207,6 @@ def _color_table(number: int) -> np.ndarray:
     """[256, 3] float32 red, green, blue."""
     colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number)[:, 0, ::-1]
     return colors.astype(np.float32) / 255
-
-
-def to_gray(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Replaces the channels of a 3-channel image by their luminance; others stay."""
-    del rng
-    if sample.image.shape[2] != 3:
-        return sample
-    return _on_image(sample, lambda image: np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2))
-
-
-def invert(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Swaps bright and dark."""
-    del rng
-    return _on_image(sample, lambda image: 1 - image)
 
 
 # ---------------------------------------------------------------- policies

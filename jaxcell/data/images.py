@@ -1,4 +1,7 @@
-"""Reads image and label files as arrays: PNG, JPEG, TIFF, BMP and npy, 8 to 64 bits, any number of planes."""
+"""Reads image and label files as arrays: PNG, JPEG, TIFF, BMP and npy, 8 to 64 bits, any number of planes.
+
+And what their names say: which files of a folder are images, and which are annotations of others.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
@@ -15,10 +19,15 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin
 from jaxcell.geometry.labels import to_layers
 from jaxcell.types import Instances
 
-__all__ = ["SUFFIXES", "image_size", "pack_masks", "read_image", "read_labels"]
+__all__ = ["ANNOTATION_ENDINGS", "SUFFIXES", "annotation_stems", "pack_masks", "read_image", "read_labels", "read_pixel_size",
+           "readable_files", "stem_of"]
 
 MOST_PLANES = 64    # an npy array with a longer last axis is rather [C, H, W] than [H, W, C]
 PALETTE = b"\x03"   # colour type in a PNG header
+ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+MICROMETRES = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "\\u00B5m": 1.0,
+               "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3}
+"""Unit, as OME and ImageJ spell it (ImageJ also escaped) -> micrometres."""
 
 
 # ---------------------------------------------------------------- one reader a format; `indices` keeps indexed colour as numbers
@@ -27,7 +36,7 @@ def _read_png(path: Path, *, indices: bool = False) -> np.ndarray:
     if indices and data[25:26] == PALETTE:
         with PngImagePlugin.PngImageFile(path) as file:
             return np.asarray(file)
-    return _without_opaque_alpha(imagecodecs.png_decode(data))     # (PIL would cut 16-bit colour to 8 bits)
+    return _without_alpha(imagecodecs.png_decode(data))     # (PIL would cut 16-bit colour to 8 bits)
 
 
 def _read_pil(path: Path, *, plugin: Callable[[Path], ImageFile.ImageFile], indices: bool = False) -> np.ndarray:
@@ -37,63 +46,47 @@ def _read_pil(path: Path, *, plugin: Callable[[Path], ImageFile.ImageFile], indi
             return np.asarray(file).astype(np.uint8) * 255
         if file.mode in ("L", "RGB") or (file.mode == "P" and indices):
             return np.asarray(file)
-        return _without_opaque_alpha(np.asarray(file.convert("RGBA" if file.mode == "RGBA" else "RGB")))
+        return _without_alpha(np.asarray(file.convert("RGBA" if file.mode == "RGBA" else "RGB")))
 
 
 def _read_tiff(path: Path, *, indices: bool = False) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
         series, page = file.series[0], file.pages.first
         axes, image = series.axes, series.asarray()
-        height, width = _extent(series.shape, axes)
+        if "Y" not in axes or "X" not in axes:
+            raise ValueError(f"its axes are {axes!r}; an image needs Y and X")
+        height, width = series.shape[axes.index("Y")], series.shape[axes.index("X")]
         # All but Y and X become planes, in the file's order; samples (S: red, green, blue, alpha) run fastest.
         planes = sorted((a for a in axes if a not in "YX"), key=lambda a: (a == "S", axes.index(a)))
         image = image.transpose([axes.index(a) for a in ("Y", "X", *planes)]).reshape(height, width, -1)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None and not indices:
             colours = (page.colormap >> 8).astype(np.uint8).T
             return colours[image].reshape(height, width, -1)
-        return _without_opaque_alpha(image) if "S" in axes and page.extrasamples else image
+        if "S" in axes and page.extrasamples and (image.shape[2] == 4 or page.extrasamples[-1] in ALPHA):
+            return _without_alpha(image)
+        return image        # a second sample of unstated meaning is a channel
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    image = np.load(path, allow_pickle=False)
-    _check_npy(image.shape)
+    try:
+        image = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError("it holds Python objects, as a _seg.npy of Cellpose does, which are not safe to load; save its masks as "
+                         "TIFF or PNG") from error
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] > MOST_PLANES):
+        raise ValueError(f"its shape is {image.shape}; an array must be [H, W] or [H, W, C] with at most {MOST_PLANES} planes, "
+                         "so move the channels to the end with numpy.moveaxis(array, 0, -1)")
     return image
 
 
-def _check_npy(shape: tuple[int, ...]) -> None:
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > MOST_PLANES):
-        raise ValueError(f"its shape is {shape}; an array must be [H, W] or [H, W, C] with at most {MOST_PLANES} planes, so "
-                         "move the channels to the end with numpy.moveaxis(array, 0, -1)")
-
-
-def _without_opaque_alpha(image: np.ndarray) -> np.ndarray:
+def _without_alpha(image: np.ndarray) -> np.ndarray:
+    """The image without its alpha: if that is opaque, and of a grey image always, where it would pass for a second channel."""
     opaque = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
-    if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == opaque).all():
+    if image.ndim == 3 and (image.shape[2] == 2 or (image.shape[2] == 4 and (image[..., -1] == opaque).all())):
         return np.ascontiguousarray(image[..., :-1])
     return image
-
-
-# ---------------------------------------------------------------- (H, W) without decoding the pixels
-def _size_pil(path: Path, *, plugin: Callable[[Path], ImageFile.ImageFile]) -> tuple[int, int]:
-    with plugin(path) as file:
-        return file.height, file.width
-
-
-def _size_tiff(path: Path) -> tuple[int, int]:
-    with tifffile.TiffFile(path) as file:
-        return _extent(file.series[0].shape, file.series[0].axes)
-
-
-def _size_npy(path: Path) -> tuple[int, int]:
-    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    _check_npy(shape)
-    return shape[0], shape[1]
-
-
-def _extent(shape: tuple[int, ...], axes: str) -> tuple[int, int]:
-    if "Y" not in axes or "X" not in axes:
-        raise ValueError(f"its axes are {axes!r}; an image needs Y and X")
-    return shape[axes.index("Y")], shape[axes.index("X")]
 
 
 # ---------------------------------------------------------------- what can be read
@@ -108,12 +101,26 @@ LABEL_READERS: Table = {     # no JPEG: it changes pixel values
     ".png": partial(_read_png, indices=True), ".tif": partial(_read_tiff, indices=True),
     ".tiff": partial(_read_tiff, indices=True), ".npy": _read_npy, ".bmp": partial(_read_pil, plugin=_BMP, indices=True),
 }
-SIZE_READERS: Table = {
-    ".png": partial(_size_pil, plugin=_PNG), ".tif": _size_tiff, ".tiff": _size_tiff, ".npy": _size_npy,
-    ".bmp": partial(_size_pil, plugin=_BMP), ".jpg": partial(_size_pil, plugin=_JPEG), ".jpeg": partial(_size_pil, plugin=_JPEG),
-}
 SUFFIXES = tuple(IMAGE_READERS)
 """File name endings (in lower case) that can be read."""
+ANNOTATION_ENDINGS = ("_labels", "_label", "_masks", "_mask", "_cp_masks", "_seg")
+"""What the stem of an annotation has after that of its image: the cells of `x.png` are `x_labels.tif`, `x_mask.png`, ..."""
+
+
+def stem_of(name: str | Path) -> str:
+    """The file name of a path without its ending, if that is one of `SUFFIXES`: `well_A.1` and `well_A.1.tif` are one stem."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+def annotation_stems(stems: Iterable[str]) -> set[str]:
+    """The stems that annotations of images with these stems may have."""
+    return {stem + ending for stem in stems for ending in ANNOTATION_ENDINGS}
+
+
+def readable_files(folder: Path) -> list[Path]:
+    """The files of a folder (not of its subfolders) that can be read, by name, without hidden ones such as macOS's `._x.png`."""
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file())
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -121,7 +128,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Planes of a multi-page TIFF (channels, focal planes, time points) become channels in the file's order, found by its OME,
     ImageJ or page axes; of several series the first is read. Indexed colour becomes RGB, one bit becomes 0 and 255. Alpha
-    that is opaque everywhere is dropped.
+    that is opaque everywhere is dropped, that of a grey image always.
 
     Args:
       path: a file that ends in one of `SUFFIXES`.
@@ -176,14 +183,40 @@ def read_labels(path: str | Path) -> np.ndarray:
     return stack
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(H, W) of an image file, from its header alone.
+def read_pixel_size(path: str | Path) -> float | None:
+    """Micrometres per pixel, where a file says so in a way that can be trusted.
 
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: unknown ending, or the header cannot be read.
+    That is OME's PhysicalSizeX (if PhysicalSizeY is the same or absent), or ImageJ's resolution with a unit. Not the resolution
+    of other files: it is mostly made up, such as 72 pixels an inch.
+
+    Args:
+      path: any file; only TIFF is looked into.
+
+    Returns:
+      The size, or None where it is unknown.
     """
-    return _read(SIZE_READERS, Path(path))
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with tifffile.TiffFile(path) as file:
+        size = (_ome_pixel_size(file.ome_metadata) if file.ome_metadata else
+                _imagej_pixel_size(file) if file.imagej_metadata else 0.0)
+    return size if 0 < size < np.inf else None
+
+
+def _ome_pixel_size(xml: str) -> float:
+    pixels = next((element.attrib for element in ElementTree.fromstring(xml).iter() if element.tag.endswith("}Pixels")), {})
+    x, y = (float(pixels.get(f"PhysicalSize{axis}", 0)) * MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m"), 0.0)
+            for axis in "XY")
+    return x if y in (0.0, x) else 0.0
+
+
+def _imagej_pixel_size(file: tifffile.TiffFile) -> float:
+    resolution = file.pages.first.tags.get("XResolution")
+    unit = MICROMETRES.get(str((file.imagej_metadata or {}).get("unit", "")), 0.0)
+    if resolution is None or not resolution.value[0]:
+        return 0.0
+    pixels, units = resolution.value
+    return unit * units / pixels
 
 
 def pack_masks(masks: Iterable[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

@@ -33,7 +33,7 @@ def percentile(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.8, pe
       region [..., C] -> float32 in [0, 1]; all 0 where the percentiles coincide.
 
     Raises:
-      ValueError: percentiles out of order, or values that are not finite.
+      ValueError: percentiles out of order.
     """
     if not 0 <= lower < upper <= 100:
         raise ValueError(f"percentile: lower={lower}, upper={upper}; 0 <= lower < upper <= 100 is needed.")
@@ -145,13 +145,18 @@ def fit_normalizer(image: np.ndarray, settings: Mapping[str, Any], *, channels: 
       region [h, w, C] of the image as read -> [h, w, channels] float32 in [0, 1].
 
     Raises:
-      ValueError: unknown name, or planes that do not fit.
+      ValueError: unknown name, planes that do not fit, or values that are not finite.
     """
     options = dict(settings)
     name = options.pop("name", None)
     if name not in NORMALIZERS:
         raise ValueError(f"normaliser {name!r} is unknown; `name` must be one of {', '.join(NORMALIZERS)}.")
-    curve = NORMALIZERS[name](select_planes(image, channels, planes=planes), **options)
+    chosen = select_planes(image, channels, planes=planes)
+    # One such value would spoil the statistics, or pass unseen through the network: a window of it has no cells then.
+    if chosen.dtype.kind == "f" and (bad := chosen.size - np.count_nonzero(np.isfinite(chosen))):
+        raise ValueError(f"{bad} of the image's {chosen.size} values are not finite (NaN or infinity), and every value must be. "
+                         "Replace them in the file, for example with numpy.nan_to_num.")
+    curve = NORMALIZERS[name](chosen, **options)
     # Grey becomes colour after its statistics were taken: the challenge's rules for grey and for colour images differ.
     return lambda region: to_channels(curve(select_planes(region, channels, planes=planes)), channels)
 
@@ -165,26 +170,30 @@ def select_planes(image: np.ndarray, channels: int, *, planes: Sequence[int] | N
       planes: indices of the planes to take; None takes all, of red green blue alpha the first three.
 
     Returns:
-      [H, W, c] with c = channels, 1 or 3.
+      [H, W, c] with c = channels, 1 or 3; yes and no become 255 and 0 (uint8), other types stay.
 
     Raises:
       ValueError: a plane that the image lacks, or planes that cannot be told apart without a choice.
     """
     available = image.shape[2]
+    if image.dtype == bool:
+        image = image.astype(np.uint8) * np.uint8(255)
     if planes is not None:
         if any(not 0 <= p < available for p in planes):
-            raise ValueError(f"planes={tuple(planes)}, but the image has planes 0 to {available - 1}.")
+            raise ValueError(f"config.data.planes={tuple(planes)}, but the image has planes 0 to {available - 1}. Set it to "
+                             "those wanted, on the command line for example --config.data.planes=(0,).")
         image = image[..., list(planes)]
     elif available == 4 and channels in (1, 3):
         image = image[..., :3]
     if image.shape[2] not in (channels, 1, 3) or (image.shape[2] != channels and channels not in (1, 3)):
-        raise ValueError(f"an image with {image.shape[2]} planes does not fit a network of {channels} channels. Choose with "
-                         f"planes=, for example planes=(0,), among 0 to {available - 1}.")
+        raise ValueError(f"an image with {image.shape[2]} planes does not fit a network of {channels} channels. Choose among "
+                         f"planes 0 to {available - 1} with config.data.planes, on the command line for example "
+                         "--config.data.planes=(0,).")
     return image
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Adapts channels: grey is repeated, colour becomes its luminance, alpha is dropped.
+    """Adapts channels: grey is repeated, colour becomes its luminance.
 
     Args:
       image: [H, W, C].
@@ -199,15 +208,13 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     available = image.shape[2]
     if available == channels:
         return image
-    if available == 4 and channels in (1, 3):
-        return to_channels(image[..., :3], channels)
     if available == 1 and channels == 3:
         return np.repeat(image, channels, axis=2)
     if available == 3 and channels == 1:
         grey = image @ np.asarray(LUMINANCE, np.float32)
         return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[..., None]
-    raise ValueError(f"no rule makes {channels} channels of {available}. Choose planes with select_planes(image, {channels}, "
-                     "planes=...), for example planes=(0,).")
+    raise ValueError(f"no rule makes {channels} channels of {available}. Choose planes with config.data.planes, on the "
+                     "command line for example --config.data.planes=(0,).")
 
 
 # ---------------------------------------------------------------- the challenge's 8-bit conversions, values 0 to 255
@@ -295,9 +302,6 @@ def _percentiles(image: np.ndarray, lower: float, upper: float, *, skip_zero: bo
     if not _levels(image):
         values = image[image != 0] if skip_zero else image
         low, high = np.percentile(values, [lower, upper]).tolist() if values.size else (0.0, 0.0)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("the image holds values that are not finite (NaN or infinity), so it has no percentiles; replace "
-                             "them, for example with numpy.nan_to_num.")
         return low, high
     counts = _histogram(image)
     if skip_zero:

@@ -1,4 +1,4 @@
-"""Samples -> training batches: normalised, augmented, cropped, with the system's targets; and in order for evaluation.
+"""Samples -> training batches: normalised, augmented, cropped, with the system's targets.
 
 Batch b is a pure function of (source, options, seed, b). So training can stop and go on after any batch, and neither the
 number of workers nor what they prepare in advance changes a single value.
@@ -24,7 +24,7 @@ from jaxcell.data.normalize import Curve, fit_normalizer
 from jaxcell.data.sources import Source
 from jaxcell.types import Sample
 
-__all__ = ["TrainIterator", "make_eval_samples", "make_train_iterator", "order_of_epoch"]
+__all__ = ["TrainIterator", "make_train_iterator", "order_of_epoch"]
 
 Batch = dict[str, np.ndarray]
 Targets = Callable[[Sample, np.random.Generator], Mapping[str, np.ndarray]]
@@ -120,17 +120,6 @@ class TrainIterator(grain.DatasetIterator):
         if self._ahead is not None:
             self._ahead.close()
         self._closed = True
-
-
-def make_eval_samples(source: Source, *, normalize: Mapping[str, Any], channels: int = 3, planes: Sequence[int] | None = None
-                      ) -> Iterator[Sample]:
-    """The samples of a source in their order, whole, as the network sees them: image [H, W, channels] float32 in [0, 1]."""
-    for index, name in enumerate(source.names):
-        with _naming(name):
-            sample = source[index]
-            apply = fit_normalizer(sample.image, normalize, channels=channels, planes=planes)
-            sample = dataclasses.replace(sample, image=apply(sample.image))
-        yield sample
 
 
 @lru_cache(maxsize=8)

@@ -83,9 +83,13 @@ def propose(
       but scores and logits are in image pixels.
 
     Raises:
-      ValueError: if the image's size is unknown or contradictory, or a certainty is asked of a network without uncertainties.
+      ValueError: if the image's size is unknown or contradictory, if a certainty is asked of a network without uncertainties,
+        or if a score is not finite: a network that has diverged must not report an image without cells.
     """
     size = _image_shape(outputs, shape)
+    if bad := outputs["scores"].size - np.count_nonzero(np.isfinite(outputs["scores"])):
+        raise ValueError(f"propose: {bad} of {outputs['scores'].size} scores are not finite; the network has diverged. Use an "
+                         "earlier checkpoint.")
     grid = outputs["scores"].shape[:2]
     scale = size[0] / grid[0], size[1] / grid[1]
     scores = expit(outputs["scores"].reshape(-1))

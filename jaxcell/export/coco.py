@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from jaxcell.export.fields import cell_fields
 from jaxcell.types import Instances
 
-__all__ = ["coco_dict", "coco_writer", "decode_rle", "encode_rle", "read_coco", "write_coco"]
+__all__ = ["coco_writer", "decode_rle", "encode_rle", "read_coco"]
 
 CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
 STANDARD = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd", "score", "cell_id"}
@@ -73,30 +74,14 @@ def decode_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], np.nd
     return (y0, x0, y1, x1), np.ascontiguousarray(mask[y0:y1])
 
 
-def coco_dict(predictions: Mapping[str, Instances]) -> dict[str, Any]:
-    """The COCO file of some images, as a dict.
-
-    Args:
-      predictions: file name of each image -> its cells. Extras of one or two axes that are no coordinates (uncertainties
-        and the like) become fields of each annotation, under their own names.
-
-    Returns:
-      "images" (id, file_name, height, width), "categories" and "annotations" (segmentation as compressed run lengths, bbox
-      (x, y, width, height), area, iscrowd 0, score, cell_id = the cell's number in its image, from 1).
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (name, instances) in enumerate(predictions.items(), start=1):
-        images.append(_image(number, name, instances))
-        annotations += _annotations(instances, image_id=number, first_id=len(annotations) + 1)
-    return {"categories": CATEGORIES, "annotations": annotations, "images": images}
-
-
 @contextmanager
 def coco_writer(path: str | Path) -> Iterator[Callable[[str, Instances], None]]:
     """Writes a COCO file image by image, so that memory does not grow with their number.
 
-    The file appears under its name when the block ends, also by an error: it then holds the images added so far.
+    The file appears under its name when the block ends, also by an error: it then holds the images added so far. It has "images"
+    (id, file_name, height, width), "categories" and "annotations": segmentation as compressed run lengths, bbox (x, y, width,
+    height), area, iscrowd 0, score, cell_id = the cell's number in its image, from 1, and the cell's further fields (see
+    `cell_fields`) under their own names.
 
     Yields:
       add(file name, instances).
@@ -121,13 +106,6 @@ def coco_writer(path: str | Path) -> Iterator[Callable[[str, Instances], None]]:
             file.write(f'\n],\n"images": {json.dumps(images)}}}\n')
             file.close()
             part.replace(path)
-
-
-def write_coco(path: str | Path, predictions: Mapping[str, Instances]) -> None:
-    """Writes `coco_dict(predictions)` as a JSON file."""
-    with coco_writer(path) as add:
-        for name, instances in predictions.items():
-            add(name, instances)
 
 
 def read_coco(path: str | Path, *, names: Mapping[Any, str] | None = None) -> dict[str, Instances]:
@@ -175,8 +153,7 @@ def _image(number: int, name: str, instances: Instances) -> dict[str, Any]:
 
 
 def _annotations(instances: Instances, *, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    fields = {key: value for key, value in instances.extras.items()
-              if value.ndim <= 2 and value.dtype.kind in "iuf" and key not in (*Instances.POINTS, *STANDARD)}
+    fields = {key: value for key, value in cell_fields(instances).items() if key not in STANDARD}
     entries = []
     for i, (box, mask) in enumerate(zip(instances.boxes.tolist(), instances.masks, strict=True)):
         y0, x0, y1, x1 = box

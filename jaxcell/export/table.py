@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from skimage.measure import regionprops
 
+from jaxcell.export.fields import cell_fields
 from jaxcell.types import Instances
 
-__all__ = ["cell_table", "table_writer", "write_table"]
+__all__ = ["cell_table", "table_writer"]
 
 Table = dict[str, list[Any]]
 
@@ -39,7 +40,7 @@ def cell_table(instances: Instances, image: np.ndarray, *, name: str = "", pixel
       column -> M values. `id` is the cell's number in the label image and in the COCO file (`cell_id`), from 1. Lengths are
       pixels, `y0 x0 y1 x1` half-open; perimeter, eccentricity, solidity, axes and orientation (radians, from the y axis) as
       scikit-image's regionprops defines them; `touches_border` is 1 where the cell reaches an edge of the image;
-      `mean_intensity_<channel>` from 0. Extras of one or two axes that are no coordinates follow.
+      `mean_intensity_<channel>` from 0. The cell's further fields follow (see `cell_fields`).
 
     Raises:
       ValueError: the image has another size than the instances.
@@ -58,9 +59,8 @@ def cell_table(instances: Instances, image: np.ndarray, *, name: str = "", pixel
     if pixel_size is not None:
         table |= {f"{column}_{unit}": [value * pixel_size ** power for value in table[column]]
                   for column, (power, unit) in LENGTHS.items()}
-    for key, values in instances.extras.items():
-        if key not in Instances.POINTS and values.ndim <= 2 and values.dtype.kind in "iuf":
-            table |= _columns(key, values)
+    for key, values in cell_fields(instances).items():
+        table |= _columns(key, values)
     return table
 
 
@@ -84,13 +84,6 @@ def table_writer(path: str | Path) -> Iterator[Callable[[Mapping[str, Sequence[A
             csv.writer(file).writerows([f"{value:.7g}" if isinstance(value, float) else value for value in row] for row in rows)
 
     yield add
-
-
-def write_table(path: str | Path, tables: Sequence[Mapping[str, Sequence[Any]]]) -> None:
-    """Writes the tables of several images (see `cell_table`) as one CSV file."""
-    with table_writer(path) as add:
-        for table in tables:
-            add(table)
 
 
 def _measure(mask: np.ndarray, box: Sequence[int], image: np.ndarray) -> dict[str, float]:

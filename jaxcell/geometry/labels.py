@@ -14,8 +14,7 @@ from scipy import ndimage
 
 from jaxcell.types import Instances
 
-__all__ = ["cell_ids", "close_gaps", "instances_to_labels", "outlines", "relabel", "replace_ids", "resolve_overlaps", "to_layers",
-           "windows"]
+__all__ = ["cell_ids", "close_gaps", "instances_to_labels", "outlines", "replace_ids", "resolve_overlaps", "to_layers", "windows"]
 
 Window = tuple[slice, slice]
 
@@ -48,12 +47,6 @@ def replace_ids(labels: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndar
         return np.where(labels > 0, table[np.maximum(labels, 0)], labels)
     place = np.minimum(np.searchsorted(old, labels), len(old) - 1)
     return np.where(old[place] == labels, np.asarray(new, np.int32)[place], labels)
-
-
-def relabel(labels: np.ndarray) -> np.ndarray:
-    """Numbers the cells 1..n in the order of their ids; 0 and negative values stay."""
-    ids = cell_ids(labels)
-    return replace_ids(labels, ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
 
 def close_gaps(labels: np.ndarray) -> np.ndarray:

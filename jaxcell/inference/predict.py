@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcell.data.images import SUFFIXES, read_image
+from jaxcell.data.images import SUFFIXES, annotation_stems, read_image, read_pixel_size, readable_files
 from jaxcell.export.coco import coco_writer
 from jaxcell.export.labels import write_label_tiff
 from jaxcell.export.table import cell_table, table_writer
@@ -21,15 +21,14 @@ from jaxcell.viz import overlay
 
 __all__ = ["find_images", "output_names", "predict_files"]
 
-ANNOTATIONS = ("_label", "_labels", "_mask", "_masks")      # what the files beside an image that hold its cells end in
-
 
 def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     """The image files among some paths, in order.
 
     Args:
-      inputs: files, or folders whose image files are taken by name (not those of subfolders). In a folder, a file that is
-        called like another one plus `_label`, `_labels`, `_mask` or `_masks` is that one's annotation and left out.
+      inputs: files, or folders whose image files are taken by name (not those of subfolders). In a folder, hidden files are
+        left out, and so is a file that is called like another one plus an ending of `ANNOTATION_ENDINGS`: it is that one's
+        annotation.
 
     Returns:
       Existing or not, every file named; each once.
@@ -43,9 +42,9 @@ def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             found[path] = None
             continue
-        images = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
-        stems = {p.stem for p in images}
-        images = [p for p in images if not any(p.stem.endswith(end) and p.stem.removesuffix(end) in stems for end in ANNOTATIONS)]
+        images = readable_files(path)
+        taken = annotation_stems(p.stem for p in images)
+        images = [p for p in images if p.stem not in taken]
         if not images:
             raise ValueError(f"no images in {path}: none of its files ends in {', '.join(SUFFIXES)}. Name the folder that "
                              "holds them.")
@@ -85,7 +84,8 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
       inputs: image files and folders of them, see `find_images`.
       out_dir: folder for the results, made if absent; files of an earlier run are replaced.
       predict: image [H, W, C] as stored in the file -> Instances.
-      pixel_size: micrometres per pixel of all images, for the table and the label images.
+      pixel_size: micrometres per pixel of all images, for the table and the label images; None takes each file's own, where it
+        has one that can be trusted (see `read_pixel_size`).
       progress: show a progress bar.
 
     Returns:
@@ -109,8 +109,9 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
             try:
                 image = read_image(file)
                 instances = predict(image)
-                table = cell_table(instances, image, name=file.name if name == file.stem else name, pixel_size=pixel_size)
-                write_label_tiff(out / f"{name}_labels.tif", instances_to_labels(instances), pixel_size=pixel_size)
+                size = read_pixel_size(file) if pixel_size is None else pixel_size
+                table = cell_table(instances, image, name=file.name if name == file.stem else name, pixel_size=size)
+                write_label_tiff(out / f"{name}_labels.tif", instances_to_labels(instances), pixel_size=size)
                 Image.fromarray(overlay(image, instances)).save(out / f"{name}_overlay.png")
                 add_to_coco(file.name if name == file.stem else name, instances)
             except Exception as error:     # whatever is wrong with one file, the night's other thousand must not be lost

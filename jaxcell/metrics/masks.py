@@ -14,14 +14,13 @@ import numpy as np
 from jaxcell.metrics.matching import Overlaps, overlap_table
 from jaxcell.types import Instances
 
-__all__ = ["COCO_DETECTIONS", "COCO_SIZES", "LIVECELL_DETECTIONS", "LIVECELL_SIZES", "RankedDetections", "average_precision",
+__all__ = ["COCO_SIZES", "LIVECELL_DETECTIONS", "LIVECELL_SIZES", "RankedDetections", "average_precision",
            "coco_scores", "rank_detections"]
 
 # Name -> (smallest, largest) area in pixels, both included: a cell of exactly 1024 px is small and medium, as in COCO.
 COCO_SIZES: dict[str, tuple[float, float]] = {
     "all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 LIVECELL_SIZES: dict[str, tuple[float, float]] = {"all": (0, 1e10), "small": (0, 324), "medium": (324, 961), "large": (961, 1e10)}
-COCO_DETECTIONS = (1, 10, 100)
 LIVECELL_DETECTIONS = (100, 500, 2000)
 
 

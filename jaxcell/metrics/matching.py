@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 
 from jaxcell.types import Instances
 
-__all__ = ["ChallengeCounts", "Counts", "Overlaps", "as_instances", "challenge_counts", "divide", "greedy_matching", "match",
-           "match_counts", "optimal_matching", "overlap_table", "remove_border_cells"]
+__all__ = ["ChallengeCounts", "Counts", "Overlaps", "as_instances", "challenge_counts", "divide", "drop_ignored",
+           "greedy_matching", "match", "match_counts", "optimal_matching", "overlap_table", "remove_border_cells"]
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -158,6 +158,8 @@ def as_instances(cells: Instances | np.ndarray) -> Instances:
 def overlap_table(truth: Instances | np.ndarray, prediction: Instances | np.ndarray) -> Overlaps:
     """Counts the pixels that each true cell shares with each predicted cell. Cells of one side may overlap each other.
 
+    Memory grows with the number of cells, not with the image.
+
     Args:
       truth: M cells, or a label image [H, W] or layers [H, W, D].
       prediction: N cells of the same image, likewise.
@@ -169,24 +171,60 @@ def overlap_table(truth: Instances | np.ndarray, prediction: Instances | np.ndar
     if truth.shape != prediction.shape:
         raise ValueError(f"overlap_table: truth covers {truth.shape} pixels, prediction {prediction.shape}; both must belong to "
                          "the same image. Check the pairing of files, and whether one of them was resized or cropped.")
-    rows, columns = _membership(truth), _membership(prediction)
-    shared = sparse.coo_array((rows @ columns.T).tocoo())
-    order = np.lexsort((shared.row, shared.col))
-    pairs = np.stack([shared.row[order], shared.col[order]], axis=1).astype(np.int64)
-    return Overlaps(np.diff(rows.indptr).astype(np.int64), np.diff(columns.indptr).astype(np.int64), pairs,
-                    shared.data[order].astype(np.int64))
+    pairs = _pairs_of_boxes(truth.boxes, prediction.boxes)
+    shared = np.asarray([_shared_pixels(truth, t, prediction, p) for t, p in pairs.tolist()], np.int64)
+    return Overlaps(truth.areas(), prediction.areas(), pairs[shared > 0], shared[shared > 0])
 
 
-def _membership(cells: Instances) -> sparse.csr_array:
-    """[cells, H * W] int32, 1 where a pixel belongs to a cell. The product of two such tables counts shared pixels."""
-    height, width = cells.shape
-    pixels = []
-    for (y0, x0, _, _), mask in zip(cells.boxes.tolist(), cells.masks, strict=True):
-        y, x = np.nonzero(mask)
-        pixels.append((y + y0) * width + (x + x0))
-    index = np.concatenate([np.zeros(0, np.int64), *pixels])
-    starts = np.cumsum([0, *(len(p) for p in pixels)])
-    return sparse.csr_array((np.ones(len(index), np.int32), index, starts), shape=(len(cells), height * width))
+def _pairs_of_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[P, 2] int64, rows (first, second) of the boxes [M, 4] and [N, 4] that share a pixel, ordered by second, then first."""
+    order = np.argsort(second[:, 0], kind="stable")
+    tops = second[order, 0]
+    # Of the boxes sorted by their upper side only those of some rows can reach a box; no table of all pairs is made.
+    start = np.searchsorted(tops, first[:, 0] - np.max(second[:, 2] - second[:, 0], initial=0), side="right").tolist()
+    stop = np.searchsorted(tops, first[:, 2], side="left").tolist()
+    found = [np.zeros((0, 2), np.int64)]
+    for row, (_, x0, y1, x1) in enumerate(first.tolist()):
+        near = order[start[row]:stop[row]]
+        boxes = second[near]
+        near = near[(boxes[:, 2] > first[row, 0]) & (boxes[:, 1] < x1) & (boxes[:, 3] > x0) & (boxes[:, 0] < y1)]
+        found.append(np.stack([np.full(len(near), row), near], axis=1))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
+
+
+def _shared_pixels(truth: Instances, row: int, prediction: Instances, column: int) -> int:
+    """Pixels that one true and one predicted cell share, from their crops alone."""
+    a, b = truth.boxes[row], prediction.boxes[column]
+    (y0, x0), (y1, x1) = np.maximum(a[:2], b[:2]).tolist(), np.minimum(a[2:], b[2:]).tolist()
+    parts = (mask[y0 - box[0]:y1 - box[0], x0 - box[1]:x1 - box[1]]
+             for mask, box in ((truth.masks[row], a), (prediction.masks[column], b)))
+    return int(np.count_nonzero(np.logical_and(*parts)))
+
+
+def drop_ignored(prediction: Instances, labels: np.ndarray) -> Instances:
+    """The predictions that are to be scored: those that lie mostly where the annotation says what is there.
+
+    Args:
+      prediction: cells.
+      labels: [H, W, D] label layers of the truth, -1 "ignore" (a crowd that nobody outlined, a region nobody annotated).
+
+    Returns:
+      The predictions without those that have more than half of their pixels on "ignore"; a pixel that is also a true cell's is
+      none. What is dropped could not match at IoU 0.5 or above: it shares less than half of its pixels with any true cell.
+
+    Raises:
+      ValueError: the two belong to images of different sizes.
+    """
+    if prediction.shape != labels.shape[:2]:
+        raise ValueError(f"drop_ignored: the prediction covers {prediction.shape} pixels, the labels {labels.shape[:2]}; both "
+                         "must belong to the same image.")
+    scored = np.ones(len(prediction), bool)
+    for i, ((y0, x0, y1, x1), mask) in enumerate(zip(prediction.boxes.tolist(), prediction.masks, strict=True)):
+        pixels = labels[y0:y1, x0:x1][mask]
+        ignored = (pixels == -1).any(axis=1) & ~(pixels > 0).any(axis=1)
+        scored[i] = 2 * np.count_nonzero(ignored) <= len(pixels)
+    return prediction.select(scored)
 
 
 # -------------------------------------------------------------------------------------------------------------- matching

@@ -35,6 +35,8 @@ DEFINITIONS: dict[str, str] = {
     "matching": "One predicted cell matches one true cell if the IoU of their masks reaches the threshold (equality "
                 "counts). The matching with the most pairs is taken, of those the one with the largest IoU. TP: "
                 "matched pairs; FP, FN: predicted and true cells left over.",
+    "ignored regions": "Where the annotation says \"ignore\" (label -1, COCO crowd) there are no true cells; a prediction "
+                       "with more than half of its pixels there, and on no true cell, counts neither for nor against.",
     "F1@t": "2 TP / (2 TP + FP + FN) at IoU t. F1@0.5:0.95 is the mean over t = 0.50, 0.55, ..., 0.95.",
     "precision@t": "TP / (TP + FP) at IoU t.",
     "recall@t": "TP / (TP + FN) at IoU t.",
@@ -53,7 +55,12 @@ DEFINITIONS: dict[str, str] = {
                       "over recall; mean over IoU 0.50:0.95, at 0.50, at 0.75. Predictions per image and size bands "
                       "as in the settings (COCO itself allows 100 predictions). Overlapping cells keep their masks. "
                       "Cells of label images carry no score and rank equal, in file order.",
+    "AP small, AP medium, AP large": "AP of the true cells whose area lies in that band (limits: see the settings). A "
+                                     "prediction counts neither for nor against if it found a cell outside the band, or "
+                                     "none and is outside itself. Undefined without true cells in the band.",
     "AR@n": "COCO average recall with at most n predictions per image, mean over IoU 0.50:0.95.",
+    "AR small, AR medium, AR large": "AR of the true cells whose area lies in that band, with at most as many predictions "
+                                     "per image as AP allows.",
     "pooled": "Counts of all images added up, then the ratio: every cell weighs the same.",
     "mean, median": "Over the images' own scores: every image weighs the same. Images in which a score is undefined "
                     "are left out (F1, Jaccard-AP, PQ, Dice, IoU: no cell in truth and prediction; precision: no "

@@ -84,6 +84,7 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = fan_in_uniform
+    bias_init: nn.initializers.Initializer | None = None    # None: PyTorch's, uniform in +-1/sqrt(fan_in) of the kernel
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -94,7 +95,8 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bound = float(np.prod(shape[:3])) ** -0.5
-        bias = self.param("bias", lambda rng: jax.random.uniform(rng, (self.features,), minval=-bound, maxval=bound))
+        init = self.bias_init or (lambda rng, size: jax.random.uniform(rng, size, minval=-bound, maxval=bound))
+        bias = self.param("bias", init, (self.features,))
         return y + bias.astype(self.dtype)
 
 

@@ -29,6 +29,7 @@ from jaxcell.models.layers import (
     GroupNorm,
     Part,
     ResidualBlock,
+    fan_in_uniform,
     fan_out_normal,
     resize_bilinear,
     resize_nearest,
@@ -66,6 +67,9 @@ DECODERS: Mapping[str, Part] = {
 
 DECODER_NORMS: Mapping[str, Part | None] = {"batch": None, "group": partial(GroupNorm, num_groups=32)}
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "leaky_relu": nn.leaky_relu}
+
+DECODER_INITS: Mapping[str, nn.initializers.Initializer] = {"fan_out_normal": fan_out_normal, "fan_in_uniform": fan_in_uniform}
+"""The challenge's Kaiming normal, and PyTorch's default."""
 
 FUSIONS: Mapping[str, Part] = {
     "reduce": Reduce,
@@ -221,7 +225,8 @@ def build(config: Any) -> System:
         order=m.order, buckets=m.buckets, margin=m.margin, uncertainty=m.uncertainty,
         contour_features=tuple(m.contour_features), score_features=tuple(m.score_features),
         refinement_features=tuple(m.refinement_features), fuse=_part(FUSIONS, "model.fuse", m.fuse),
-        head_kernel=m.head_kernel, head_features=m.head_features, dropout=m.dropout, resize=m.resize,
+        decoder_init=_part(DECODER_INITS, "model.decoder_init", m.decoder_init),
+        head_kernel=m.head_kernel, head_features=m.head_features or None, dropout=m.dropout, resize=m.resize,
         mean=tuple(m.mean), std=tuple(m.std), dtype=jnp.dtype(m.dtype))
 
     image = jax.ShapeDtypeStruct((1, 2 * DIVISOR, 2 * DIVISOR, config.data.channels), jnp.float32)
@@ -237,10 +242,12 @@ def build(config: Any) -> System:
         loss=partial(
             contour_objective, weights={k: w for k, w in loss.weights.items() if w}, background_weight=loss.background_weight,
             box_confidence=loss.box_confidence, refinement=loss.refinement, refinement_iterations=t.max_iterations,
-            iou_kind=loss.iou_kind, uncertainty_factor=loss.uncertainty_factor),
+            iou_kind=loss.iou_kind, order_weighting=loss.order_weighting, min_box_size=loss.min_box_size,
+            uncertainty_factor=loss.uncertainty_factor),
         decode=partial(
             decode_contours, score_threshold=d.score_threshold, samples=t.samples, iterations=t.max_iterations,
-            nms_threshold=d.nms_threshold, nms_weight=d.nms_weight, certainty_threshold=d.certainty_threshold),
+            nms_threshold=d.nms_threshold, nms_weight=d.nms_weight, certainty_threshold=d.certainty_threshold or None,
+            max_proposals=d.max_proposals or None),
         divisor=DIVISOR,
         load=load_contour_proposal,
     )

@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 
 from jaxcell.training.state import TrainState
 
-__all__ = ["Checkpoints", "restore_state"]
+__all__ = ["Checkpoints", "latest_step", "restore_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,12 @@ def restore_state(directory: str | Path, abstract: TrainState, sharding: Shardin
             raise ValueError(f"checkpoint {directory}/{step} does not fit this network and optimizer; use the config that it was "
                              f"trained with (config.json in its workdir), or a new --workdir. Orbax says: {error}") from error
     return restored.state, dict(restored.cursor)
+
+
+def latest_step(directory: str | Path) -> int | None:
+    """Step of the latest finished checkpoint under `directory`, or None."""
+    with _manager(Path(directory).resolve(), keep=None, best=False, read_only=True) as manager:
+        return manager.latest_step()
 
 
 def _manager(directory: Path, *, keep: int | None, best: bool, read_only: bool = False) -> ocp.CheckpointManager:
@@ -80,18 +86,15 @@ class Checkpoints:
 
     def save_best(self, state: TrainState, cursor: dict[str, Any], score: float) -> bool:
         """Saves under best/ if `score` beats every earlier one; says whether it did."""
-        known = self.best_score()
+        known, step = self.best_score(), int(state.step)
         if known is not None and score <= known:
             return False
-        return bool(self._best.save(int(state.step), args=_items(state, cursor), metrics={"score": score}, force=True))
-
-    def wait(self) -> None:
-        """Blocks until every save is on disk."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        if step in self._best.all_steps():      # scored again after a kill, and better on this device: orbax would refuse
+            self._best.delete(step)
+        return bool(self._best.save(step, args=_items(state, cursor), metrics={"score": score}, force=True))
 
     def close(self) -> None:
-        """Waits and releases the background threads."""
+        """Waits until every save is on disk and releases the background threads."""
         self._latest.close()
         self._best.close()
 

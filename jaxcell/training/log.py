@@ -27,6 +27,7 @@ class MetricLog:
     def __init__(self, workdir: str | Path, *, resume_step: int = 0) -> None:
         self.path = Path(workdir) / "metrics.jsonl"
         kept = [line for line in self._lines() if line["step"] <= resume_step]
+        self._written = {(int(line["step"]), key) for line in kept for key in line}
         partial = self.path.with_suffix(".tmp")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
@@ -42,9 +43,14 @@ class MetricLog:
                 continue
         return lines
 
+    def has(self, key: str, step: int) -> bool:
+        """Whether `key` was written for `step`."""
+        return (step, key) in self._written
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the values of one step; non-finite ones become null in the JSON, which has no NaN."""
         row = {"step": step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        self._written |= {(step, key) for key in values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for key, value in values.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -76,10 +78,18 @@ def _pick(table: dict[str, Any], kind: str, name: str) -> Any:
     return table[name]
 
 
+def _call(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"options {', '.join(unknown)} are not of this function, whose options are {', '.join(known)}. Another "
+                         "optimizer or schedule is chosen in a config file, where its options can be named with it.")
+    return function(**options)
+
+
 def make_schedule(config: Any) -> Schedule:
     """The schedule of `config.schedule`: `name` and the keyword arguments of that function."""
     options = dict(config)
-    return _pick(SCHEDULES, "schedule", options.pop("name"))(**options)
+    return _call(_pick(SCHEDULES, "schedule", options.pop("name")), options)
 
 
 def make_optimizer(config: Any) -> tuple[optax.GradientTransformation, Schedule]:
@@ -91,7 +101,7 @@ def make_optimizer(config: Any) -> tuple[optax.GradientTransformation, Schedule]
     options = dict(config)
     schedule = make_schedule(options.pop("schedule"))
     clip = options.pop("clip_norm", None)
-    transformation = _pick(OPTIMIZERS, "optimizer", options.pop("name"))(schedule, **options)
+    transformation = _call(partial(_pick(OPTIMIZERS, "optimizer", options.pop("name")), schedule), options)
     if clip:
         transformation = optax.chain(optax.clip_by_global_norm(clip), transformation)
     return transformation, schedule

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxcell.data.images import image_size, pack_masks, read_image, read_labels
+from jaxcell.data.images import pack_masks, read_image, read_labels, read_pixel_size, readable_files, stem_of
 
 RNG = np.random.default_rng(0)
 GRAY8 = RNG.integers(0, 256, (5, 7), np.uint8)
@@ -42,7 +42,6 @@ def test_png_and_tiff_keep_every_value(tmp_path, stored, expected, suffix):
     image = read_image(path)
     assert image.dtype == stored.dtype
     np.testing.assert_array_equal(image, expected)
-    assert image_size(path) == (5, 7)
 
 
 def test_indexed_color_is_color_in_images_and_numbers_in_labels(tmp_path):
@@ -67,7 +66,6 @@ def test_one_bit_jpeg_and_bmp(tmp_path):
     flat = np.full((16, 24, 3), (200, 100, 50), np.uint8)
     Image.fromarray(flat).save(tmp_path / "x.JPG", "JPEG", quality=95)
     assert np.abs(read_image(tmp_path / "x.JPG").astype(int) - flat).max() <= 3
-    assert image_size(tmp_path / "x.JPG") == (16, 24)
 
 
 @pytest.mark.parametrize("options", [
@@ -80,7 +78,6 @@ def test_pages_become_channels(tmp_path, options):
     path = tmp_path / ("x.ome.tif" if "ome" in options else "x.tif")
     tifffile.imwrite(path, STACK16, **options)
     np.testing.assert_array_equal(read_image(path), np.moveaxis(STACK16, 0, -1))
-    assert image_size(path) == (5, 7)
 
 
 def test_ome_axes_are_respected_wherever_y_and_x_stand(tmp_path):
@@ -92,7 +89,6 @@ def test_ome_axes_are_respected_wherever_y_and_x_stand(tmp_path):
 def test_npy_has_channels_last(tmp_path):
     np.save(tmp_path / "x.npy", RGB16.astype(np.float32))
     np.testing.assert_array_equal(read_image(tmp_path / "x.npy"), RGB16)
-    assert image_size(tmp_path / "x.npy") == (5, 7)
     np.save(tmp_path / "y.npy", np.zeros((3, 100, 120)))
     with pytest.raises(ValueError, match=r"y\.npy.*\(3, 100, 120\).*moveaxis"):
         read_image(tmp_path / "y.npy")
@@ -103,7 +99,6 @@ def test_images_beyond_the_limit_of_pil_are_read(tmp_path, monkeypatch):
     for suffix in (".png", ".bmp", ".jpg"):
         Image.fromarray(RGB8).save(tmp_path / f"x{suffix}")
         assert read_image(tmp_path / f"x{suffix}").shape == (5, 7, 3)
-        assert image_size(tmp_path / f"x{suffix}") == (5, 7)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64, np.float32])
@@ -158,7 +153,7 @@ def test_pack_masks_of_nothing_is_one_empty_layer():
 ])
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    for read in (read_image, read_labels, image_size):
+    for read in (read_image, read_labels):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
@@ -183,3 +178,49 @@ def test_pictures_are_no_labels(tmp_path):
     Image.fromarray(GRAY8).save(tmp_path / "x.jpg")
     with pytest.raises(ValueError, match="'.jpg' cannot be read here"):
         read_labels(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_alpha_of_a_grey_image_is_no_channel(tmp_path, suffix):
+    path, stored = tmp_path / f"x{suffix}", np.stack([GRAY8, GRAY8[::-1]], axis=-1)
+    if suffix == ".png":
+        Image.fromarray(stored, "LA").save(path)
+    else:
+        tifffile.imwrite(path, stored, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_image(path), GRAY8[..., None])
+    tifffile.imwrite(tmp_path / "two.tif", stored, photometric="minisblack", planarconfig="contig", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(read_image(tmp_path / "two.tif"), stored)      # two channels
+
+
+@pytest.mark.parametrize("options, expected", [
+    ({"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.65, "PhysicalSizeY": 0.65}}, 0.65),
+    ({"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 650, "PhysicalSizeXUnit": "nm"}}, 0.65),
+    ({"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.65, "PhysicalSizeXUnit": "pixel"}}, None),
+    ({"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.65, "PhysicalSizeY": 0.5}}, None),
+    ({"ome": True, "metadata": {"axes": "YX"}}, None),
+    ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "micron"}}, 0.25),
+    ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "\\u00B5m"}}, 0.25),
+    ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "inch"}}, None),
+    ({"imagej": True, "metadata": {"unit": "um"}}, 1.0),
+    ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
+    ({}, None),
+])
+def test_pixel_size_is_known_where_the_unit_is(tmp_path, options, expected):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, GRAY16, **options)
+    assert read_pixel_size(path) == pytest.approx(expected)
+    assert read_pixel_size(tmp_path / "x.png") is None
+
+
+def test_stems_and_readable_files(tmp_path):
+    assert [stem_of(name) for name in ("well_A.1", "well_A.1.TIF", "sub/x.ome.tif")] == ["well_A.1", "well_A.1", "x.ome"]
+    (tmp_path / "folder.png").mkdir()
+    for name in ("b.png", "a.TIF", "._a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in readable_files(tmp_path)] == ["a.TIF", "b.png"]
+
+
+def test_a_session_file_of_cellpose_is_explained(tmp_path):
+    np.save(tmp_path / "x_seg.npy", {"masks": GRAY16}, allow_pickle=True)
+    with pytest.raises(ValueError, match="x_seg.npy.*Python objects.*save its masks as TIFF or PNG"):
+        read_labels(tmp_path / "x_seg.npy")

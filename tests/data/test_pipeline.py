@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcell.data.augment import POLICIES
-from jaxcell.data.normalize import percentile
-from jaxcell.data.pipeline import make_eval_samples, make_train_iterator, order_of_epoch
+from jaxcell.data.pipeline import make_train_iterator, order_of_epoch
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.types import Sample
@@ -139,15 +138,6 @@ def test_errors_name_the_sample_even_from_workers(workers):
 def test_options_are_checked_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         batches(**options)
-
-
-def test_evaluation_samples_are_whole_normalised_and_in_order():
-    source = SyntheticSource(3, size=(40, 56), seed=2)
-    samples = list(make_eval_samples(source, normalize={"name": "percentile"}))
-    assert [s.name for s in samples] == source.names
-    image = source[1].image
-    np.testing.assert_array_equal(samples[1].image, np.repeat(percentile(image)(image), 3, axis=2))
-    np.testing.assert_array_equal(samples[1].labels, source[1].labels)
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -85,6 +85,45 @@ def test_subfolders_of_images_labels_and_splits(tmp_path):
         FolderSource(tmp_path / "absent")
 
 
+def test_a_folder_without_splits_holds_out_about_every_fifth_image(tmp_path):
+    for number in range(60):
+        save(tmp_path / f"x{number}.png", image())
+        save(tmp_path / f"x{number}_mask.png", image(1))
+    train, val = (FolderSource(tmp_path, split=split).names for split in ("train", "val"))
+    assert sorted([*train, *val]) == sorted(FolderSource(tmp_path).names) and len(train) + len(val) == 60
+    assert 6 <= len(val) <= 20 and FolderSource(tmp_path, split="val")[0].labels is not None
+    assert {f"x{number}" for number in range(10)} & set(val) == {"x0", "x3", "x4"}     # on every machine
+    save(tmp_path / "one more.png", image())
+    assert set(FolderSource(tmp_path, split="val").names) - {"one more"} == set(val)
+    with pytest.raises(ValueError, match="no split 'test'"):
+        FolderSource(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_neither_part_of_a_small_folder_is_empty(tmp_path, count):
+    for start in range(4):
+        for number in range(count):
+            save(tmp_path / str(start) / f"{start}_{number}.png", image())
+        parts = [FolderSource(tmp_path / str(start), split=split).names for split in ("train", "val")]
+        assert all(parts) and len({*parts[0], *parts[1]}) == count
+
+
+def test_hidden_and_session_files_are_passed_over(tmp_path):
+    for name in ("a.png", "a_cp_masks.png", "._a.png", "._a_cp_masks.png"):
+        save(tmp_path / name, image(1))
+    np.save(tmp_path / "a_seg.npy", {"masks": 0}, allow_pickle=True)
+    source = FolderSource(tmp_path)
+    assert source.names == ["a"] and source[0].labels.max() == 1
+
+
+def test_the_pixel_size_of_the_file_serves_where_no_manifest_gives_one(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", image(), imagej=True, resolution=(4, 4), metadata={"unit": "micron"})
+    assert FolderSource(tmp_path)[0].pixel_size == 0.25
+    for size, expected in (("", 0.25), ("0.5", 0.5)):
+        (tmp_path / "manifest.csv").write_text(f"image_file,pixel_size\na.tif,{size}\n")
+        assert FolderSource(tmp_path)[0].pixel_size == expected
+
+
 def test_sizes_that_differ_name_the_sample(tmp_path):
     save(tmp_path / "a.png", image())
     save(tmp_path / "a_label.png", np.ones((3, 3), np.uint8))

@@ -102,6 +102,13 @@ def test_a_diverged_network_is_named():
         rasterize(contours, (8, 8))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_of_a_diverged_network_are_no_empty_image(value):
+    outputs = circles((10, 12), 4, [(5, 2, value)])
+    with pytest.raises(ValueError, match="1 of 120 scores are not finite; the network has diverged.*earlier checkpoint"):
+        decode_contours(outputs, **DECODE)
+
+
 def circles(grid, stride, cells, radius=4.0):
     """Dense outputs with one circle proposed at each given (row, column, score logit)."""
     height, width = grid

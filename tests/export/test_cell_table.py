@@ -10,7 +10,7 @@ import pytest
 from skimage.draw import ellipse
 from skimage.measure import regionprops
 
-from jaxcell.export.table import FIRST, cell_table, table_writer, write_table
+from jaxcell.export.table import FIRST, cell_table, table_writer
 from jaxcell.types import Instances
 
 
@@ -53,13 +53,13 @@ def test_measurements_are_those_of_the_whole_label_image():
 def test_micrometres_and_uncertainties():
     image, cells = picture()
     extras = {"uncertainties": np.arange(24).reshape(6, 4) / 24, "rank": np.arange(6), "locations": np.zeros((6, 2)),
-              "embedding": np.ones((6, 3)), "contours": np.zeros((6, 8, 2))}
+              "embedding": np.ones((6, 3)), "contours": np.zeros((6, 8, 2)), "nms_weights": np.ones(6)}
     table = cell_table(Instances(cells.shape, cells.boxes, cells.masks, cells.scores, extras), image, pixel_size=0.5)
     assert table["area_um2"] == [a / 4 for a in table["area"]] and table["perimeter_um"] == [p / 2 for p in table["perimeter"]]
     assert table["centroid_x_um"] == [x / 2 for x in table["centroid_x"]]
     assert [table[f"uncertainty_{side}"][1] for side in ("top", "left", "bottom", "right")] == [4 / 24, 5 / 24, 6 / 24, 7 / 24]
     assert table["rank"] == list(range(6)) and table["embedding_2"] == [1] * 6
-    assert not any("locations" in column or "contours" in column for column in table)
+    assert not any(name in column for name in ("locations", "contours", "nms_weights") for column in table)
     assert len({len(values) for values in table.values()}) == 1
 
 
@@ -75,7 +75,9 @@ def test_a_csv_of_images_with_different_columns(tmp_path):
               cell_table(Instances.empty((5, 5)), np.zeros((5, 5, 3)), name="none"),
               cell_table(cells.select(np.arange(2)), image, name="two, with comma", pixel_size=0.5),
               cell_table(cells, image[..., :1])]
-    write_table(tmp_path / "cells.csv", tables)
+    with table_writer(tmp_path / "cells.csv") as add:
+        for table in tables:
+            add(table)
     rows = read(tmp_path / "cells.csv")
     assert len(rows) == 14 and rows[6]["image"] == "two, with comma"
     assert list(rows[0])[:len(FIRST)] == list(FIRST)

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from jaxcell.export.coco import coco_dict, coco_writer, decode_rle, encode_rle, read_coco, write_coco
+from jaxcell.export.coco import coco_writer, decode_rle, encode_rle, read_coco
 from jaxcell.types import Instances
 
 
@@ -31,12 +31,19 @@ def random_cells(shape=(60, 80), count=30, seed=0) -> Instances:
     scores = rng.random(len(boxes)).astype(np.float32)
     return Instances(shape, np.asarray(boxes, np.int32), masks, scores,
                      {"uncertainties": rng.random((len(boxes), 4)).astype(np.float32), "rank": np.arange(len(boxes)),
+                      "nms_weights": scores,
                       "contours": np.zeros((len(boxes), 5, 2)), "locations": np.zeros((len(boxes), 2))})
 
 
 def assert_equal(a: Instances, b: Instances) -> None:
     assert a.shape == b.shape and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)
     assert all(np.array_equal(m, n) and n.dtype == bool for m, n in zip(a.masks, b.masks, strict=True))
+
+
+def write_coco(path, predictions) -> None:
+    with coco_writer(path) as add:
+        for name, cells in predictions.items():
+            add(name, cells)
 
 
 def full(box, mask, shape) -> np.ndarray:
@@ -68,7 +75,6 @@ def test_run_lengths_of_an_empty_mask_and_of_long_runs():
 def test_cells_survive_a_round_trip(tmp_path):
     predictions = {"a.png": random_cells(), "empty.tif": Instances.empty((7, 9)), "sub/b.png": random_cells((100, 90), seed=1)}
     write_coco(tmp_path / "p.json", predictions)
-    assert json.loads((tmp_path / "p.json").read_text()) == coco_dict(predictions)
     back = read_coco(tmp_path / "p.json")
     assert list(back) == list(predictions)
     for name, cells in predictions.items():

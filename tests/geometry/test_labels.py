@@ -13,7 +13,6 @@ from jaxcell.geometry.labels import (
     close_gaps,
     instances_to_labels,
     outlines,
-    relabel,
     replace_ids,
     resolve_overlaps,
     to_layers,
@@ -65,10 +64,6 @@ def test_closing_gaps_moves_only_the_largest():
 def test_gaps_are_filled_in_the_order_of_the_reference():
     labels = ints([1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16])      # the ids of the reference's recorded example
     np.testing.assert_array_equal(close_gaps(labels), [[1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 10, 3]])
-
-
-def test_relabelling_keeps_the_order():
-    np.testing.assert_array_equal(relabel(ints([9, 0, 4, -1, HUGE, 4])), [[2, 0, 1, -1, 3, 1]])
 
 
 @pytest.mark.parametrize("top", [6, HUGE])

@@ -93,7 +93,7 @@ def test_files_of_one_stem_do_not_overwrite_each_other(tmp_path):
 
 
 def test_annotations_beside_images_are_neither_inputs_nor_overwritten(tmp_path):
-    for name in ("x.png", "x_labels.png", "y.tif", "y_label.png", "z_labels.png", "notes.txt"):
+    for name in ("x.png", "x_labels.png", "x_cp_masks.png", "y.tif", "y_label.png", "z_labels.png", "._x.png", "notes.txt"):
         if name.endswith(".txt"):
             (tmp_path / name).write_text("")
         else:
@@ -104,6 +104,17 @@ def test_annotations_beside_images_are_neither_inputs_nor_overwritten(tmp_path):
     assert [p.name for p in found] == ["x_labels.png", "x.png", "y.tif", "z_labels.png"], "a file named on purpose is taken"
     with pytest.raises(ValueError, match="may be your own annotation. Name another folder"):
         predict_files(tmp_path, tmp_path, predict=predict, progress=False)
+
+
+def test_the_pixel_size_of_a_file_counts_unless_another_is_given(tmp_path):
+    image = np.full((30, 40), 7, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, imagej=True, resolution=(4, 4), metadata={"unit": "micron"})
+    save(tmp_path / "b.png")
+    for size, areas in ((None, ["6.25", ""]), (0.5, ["25", "25"])):
+        assert predict_files([tmp_path / "a.tif", tmp_path / "b.png"], tmp_path / "out", predict=predict, pixel_size=size,
+                             progress=False) == 0
+        table = rows(tmp_path / "out" / "cells.csv")
+        assert [table[0]["area_um2"], table[3]["area_um2"]] == areas
 
 
 def test_nothing_to_do_is_an_error(tmp_path):

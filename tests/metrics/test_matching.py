@@ -1,6 +1,7 @@
 """Matching and counts: by hand, against brute force over all matchings, and against the challenge's rules on label images."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -37,6 +38,28 @@ def test_overlap_table_equals_dense_masks():
         np.testing.assert_array_equal(iou, dense_iou(truth, prediction))
         np.testing.assert_array_equal(table.truth_areas, truth.areas())
         assert (table.intersections > 0).all()
+
+
+def test_the_memory_of_a_table_does_not_grow_with_the_image():
+    corner = 40_000
+    cells = squares((0, 0, 4, 4), (corner - 9, corner - 9, corner, corner), shape=(corner, corner))
+    tracemalloc.start()
+    table = matching.overlap_table(cells, cells)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table.intersections.tolist() == [16, 81] and peak < 1e6
+
+
+def test_predictions_on_ignored_pixels_are_not_scored():
+    labels = np.zeros((40, 40, 2), np.int32)
+    labels[:20, :, 0] = -1
+    labels[:5, :5, 1] = 7                    # a cell of the second layer inside the region
+    prediction = squares((0, 0, 5, 5), (0, 0, 5, 10), (0, 0, 5, 11), (15, 20, 25, 30), (14, 20, 25, 30), (25, 0, 30, 5))
+    kept = matching.drop_ignored(prediction, labels)
+    assert kept.boxes.tolist() == prediction.boxes[[0, 1, 3, 5]].tolist()      # exactly half is not more than half
+    assert len(matching.drop_ignored(prediction, np.zeros_like(labels))) == 6
+    with pytest.raises(ValueError, match="same image"):
+        matching.drop_ignored(prediction, labels[:30])
 
 
 def test_label_images_and_layers_are_cells():

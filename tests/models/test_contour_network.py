@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcell.models.layers import GroupNorm
+from jaxcell.models.layers import Conv, GroupNorm
 from jaxcell.systems.contour_proposal import (
     DECODER_NORMS,
     DECODERS,
@@ -94,6 +94,12 @@ def test_levels_of_the_decoders():
     assert outputs["scores"].shape == (1, 32, 48, 1)
     _, _, features = shapes(ContourProposalNetwork(decoder=partial(DECODERS["fpn"], features=12), **settings))
     assert [features[f"decoder.{i}"] for i in range(6)] == [(64 >> i, 96 >> i, 12) for i in range(1, 6)] + [(1, 2, 12)]
+
+
+def test_biases_of_the_feature_pyramid_start_at_zero():
+    pyramid = DECODERS["fpn"](conv=Conv, norm=None, act=nn.relu, features=4)
+    parameters = pyramid.init(jax.random.key(0), [jnp.ones((1, 4 >> i, 4 >> i, 6)) for i in range(2)])["params"]
+    assert all(not convolution["bias"].any() and convolution["kernel"].any() for convolution in parameters.values())
 
 
 def test_pyramid_pooling_with_and_without_its_input():

@@ -32,6 +32,12 @@ def test_clip_norm_limits_the_gradient():
     np.testing.assert_allclose(updates["w"], [-0.6, -0.8], rtol=1e-6)
 
 
+def test_options_of_another_optimizer_are_named():
+    config = ml_collections.ConfigDict({"name": "sgd", "weight_decay": 0.1, "schedule": {"name": "constant", "base": 0.1}})
+    with pytest.raises(ValueError, match="weight_decay.*momentum, nesterov, l2"):
+        make_optimizer(config)
+
+
 @pytest.mark.parametrize("table", ["optimizer", "schedule"])
 def test_unknown_names_list_the_known_ones(table):
     if table == "schedule":

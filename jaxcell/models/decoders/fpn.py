@@ -20,7 +20,7 @@ class FPNDecoder(nn.Module):
       features: channels of every level.
 
     Source: Lin et al., "Feature pyramid networks", CVPR 2017, as in torchvision: every second pixel of the coarsest level
-    is one more level; kernels are initialised uniform in +-sqrt(3 / fan_in).
+    is one more level; kernels are initialised uniform in +-sqrt(3 / fan_in), biases zero.
     """
 
     conv: Part
@@ -31,7 +31,7 @@ class FPNDecoder(nn.Module):
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> list[jax.Array]:
         """Features of the encoder, fine to coarse -> levels of the same sizes and the further one."""
-        conv = partial(self.conv, self.features, use_bias=True,
+        conv = partial(self.conv, self.features, use_bias=True, bias_init=nn.initializers.zeros,
                        kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "uniform"))
         outputs: list[jax.Array] = []
         x = None

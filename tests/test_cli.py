@@ -1,0 +1,39 @@
+"""The console command itself."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from jaxcell import cli
+
+
+def call(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["jaxcell", *arguments])
+    return cli.main()
+
+
+def test_doctor_tells_versions_and_devices_and_tests_itself(monkeypatch, capsys):
+    assert call(monkeypatch, "doctor") == 0
+    printed = capsys.readouterr().out
+    for word in ("jaxlib", "orbax-checkpoint", "backend", "self-test"):
+        assert word in printed
+
+
+def test_doctor_is_loud_about_an_unused_accelerator(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "unused_accelerators", lambda: "an NVIDIA GPU driver is present, but jax sees only the CPU.")
+    assert call(monkeypatch, "doctor") == 1
+    assert "PROBLEM: an NVIDIA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, status", [((), 2), (("--help",), 0), (("segment",), 2)])
+def test_usage(arguments, status, monkeypatch, capsys):
+    assert call(monkeypatch, *arguments) == status
+    printed = capsys.readouterr()
+    assert "predict" in printed.out + printed.err
+
+
+def test_what_the_user_can_mend_comes_without_a_traceback(monkeypatch, tmp_path, capsys):
+    assert call(monkeypatch, "predict", str(tmp_path), "--workdir", str(tmp_path / "none"), "--out", str(tmp_path / "out")) == 2
+    assert "no run was started in this workdir" in capsys.readouterr().err

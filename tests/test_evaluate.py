@@ -1,0 +1,172 @@
+"""Evaluation and prediction as a user calls them: a trained toy run, anybody's label images, anybody's COCO files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from configs.contour_proposal import get_config
+from jaxcell import cli, evaluate
+from jaxcell.configuration import load_changed_config, load_config
+from jaxcell.data.sources.synthetic import SyntheticSource
+from jaxcell.export.coco import coco_writer
+from jaxcell.geometry.labels import instances_to_labels
+from jaxcell.train import import_published, train
+from jaxcell.types import Instances
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    """A folder as a lab has it: images and label images, no manifest."""
+    folder = tmp_path_factory.mktemp("lab")
+    for index, sample in enumerate(map(SyntheticSource(5, size=96, seed=3).__getitem__, range(5))):
+        Image.fromarray(sample.image.squeeze()).save(folder / f"well_{index}.1.png")
+        labels = instances_to_labels(Instances.from_labels(sample.labels))
+        Image.fromarray(labels.astype(np.uint16)).save(folder / f"well_{index}.1_label.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A workdir with a trained toy."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = get_config("toy")
+    config.train.update({"steps": 4, "eval_every": 2, "checkpoint_every": 2})
+    train(config.lock(), workdir)
+    return workdir
+
+
+def call(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["jaxcell", *map(str, arguments)])
+    return cli.main()
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())["overall"]
+
+
+def test_run_leaves_what_a_user_looks_at(run):
+    assert (run / "curves.png").exists()
+    assert len(list((run / "pictures").rglob("*.png"))) == 2     # one image at each of two validations
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "loss/scores", "learning_rate", "images_per_second", "data_wait_share"} <= set(steps[-2])
+    assert load_config(run).model.contour_features == ("decoder.0",)
+
+
+def test_evaluate_scores_the_runs_validation_images(run, tmp_path, monkeypatch):
+    assert call(monkeypatch, "evaluate", "--workdir", run, "--out", tmp_path, "--pictures=1") == 0
+    assert report_of(tmp_path)["images"] == 2
+    assert {p.name for p in tmp_path.glob("report.*")} == {"report.md", "report.json", "report.png"}
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_evaluate_scores_a_run_on_other_images(run, lab, tmp_path, monkeypatch):
+    assert call(monkeypatch, "evaluate", "--workdir", run, "--truth", lab, "--out", tmp_path) == 0
+    assert report_of(tmp_path)["images"] == 5
+
+
+@pytest.mark.parametrize("kind", ["label images", "COCO file", "COCO results"])
+def test_perfect_predictions_of_anybody_score_one(lab, tmp_path, monkeypatch, kind):
+    truth = evaluate.open_truth(lab, images=None, split=None)
+    samples = {s.name: Instances.from_labels(s.labels) for s in evaluate.iterate(truth)}
+    predictions, annotated = tmp_path / "predictions", lab
+    if kind == "label images":
+        predictions.mkdir()
+        for name, cells in samples.items():
+            tifffile.imwrite(predictions / f"{name}_labels.tif", instances_to_labels(cells).astype(np.uint32))
+    else:
+        predictions = tmp_path / "predictions.json"
+        with coco_writer(predictions) as add:
+            for name, cells in samples.items():
+                add(f"{name}.png", cells)
+    if kind == "COCO results":      # a bare list, whose image ids only the truth can name
+        annotated = tmp_path / "truth.json"
+        shutil.copy(predictions, annotated)
+        predictions.write_text(json.dumps(json.loads(predictions.read_text())["annotations"]))
+    images = ["--images", lab] if kind == "COCO results" else []
+    assert call(monkeypatch, "evaluate", "--truth", annotated, "--predictions", predictions, "--out", tmp_path, *images) == 0
+    assert report_of(tmp_path)["scores"]["F1@0.95"]["pooled"]["value"] == 1.0
+
+
+def test_a_missing_prediction_is_named(lab, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "evaluate", "--truth", lab, "--predictions", tmp_path, "--out", tmp_path) == 2
+    assert "no label image for 'well_0.1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("--workdir", "x", "--predictions", "y"), ("--predictions", "y"),
+                                       ("--workdir", "x", "--split=val")])
+def test_contradictions_on_the_command_line_are_refused(arguments, monkeypatch):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "evaluate", *arguments)
+
+
+def test_predict_writes_every_file(run, lab, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert call(monkeypatch, "predict", lab, "--workdir", run, "--out", out, "--pixel-size=0.5",
+                "--config.decode.score_threshold=0.0001", "--config.decode.max_proposals=50") == 0
+    assert len(list(out.glob("*_labels.tif"))) == len(list(out.glob("*_overlay.png"))) == 5
+    assert tifffile.imread(out / "well_0.1_labels.tif").dtype == np.uint32
+    header = (out / "cells.csv").read_text().splitlines()[0]
+    assert "area_um2" in header and "uncertainty_top" in header and "nms_weights" not in header
+    found = json.loads((out / "predictions.json").read_text())
+    assert len(found["images"]) == 5 and found["annotations"]
+
+
+def test_config_changes_name_near_keys(run):
+    assert load_changed_config(run, ["--config.decode.score_threshold=0.25"]).decode.score_threshold == 0.25
+    assert load_changed_config(run, ["--config.data.planes=(0,)"]).data.planes == (0,)
+    with pytest.raises(ValueError, match="score_threshold"):
+        load_changed_config(run, ["--config.decode.score_treshold=0.25"])
+
+
+def published_names() -> list[str]:
+    """Of the package's U-Net 22 contour proposal network."""
+    bias, norm = ("weight", "bias"), ("weight", "bias", "running_mean", "running_var")
+    blocks = ["backbone.body.0", *(f"backbone.body.{i}.1" for i in range(1, 5))]
+    blocks += [f"backbone.unet.layer_blocks.{i}" for i in range(4)]
+    heads = [f"{head}_head.block" for head in ("score", "location", "fourier", "refinement")]
+    names = [f"{b}.{i}.{leaf}" for b in blocks for i, leaves in ((0, bias), (1, norm), (3, bias), (4, norm)) for leaf in leaves]
+    names += [f"backbone.unet.inner_blocks.{i}.{leaf}" for i in range(4) for leaf in bias]
+    names += [f"{h}.{i}.{leaf}" for h in heads for i, leaves in ((0, bias), (1, norm), (4, bias)) for leaf in leaves]
+    return [f"core.{name}" for name in names]
+
+
+def test_published_network_is_imported_without_training(tmp_path):
+    """The workdir that `--import_only` makes serves prediction like a trained one, and its values are the file's."""
+    import jax
+
+    from jaxcell.pretrained.contour_proposal import contour_proposal_paths
+    from jaxcell.systems import build_system
+
+    config = get_config("u22")
+    config.data.update({"train": get_config("toy").data.train, "val": get_config("toy").data.val, "crop": 96, "batch_size": 1})
+    config.model.update({"width": 4})
+    shapes = jax.eval_shape(build_system(config).model.init, {"params": jax.random.PRNGKey(0)},
+                            jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
+    names = published_names()
+    paths = contour_proposal_paths(names)
+    rng = np.random.default_rng(0)
+
+    def leaf(path: tuple[str, ...]) -> np.ndarray:
+        value = shapes
+        for key in path:
+            value = value[key]
+        array = rng.random(value.shape, np.float32)
+        return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+
+    np.savez(tmp_path / "published.npz", **{name: leaf(paths[name]) for name in names})
+    import_published(config.lock(), tmp_path / "published.npz", tmp_path / "run")
+    found = evaluate.load_predictor(tmp_path / "run")(np.zeros((50, 60, 1), np.uint8))
+    assert found.shape == (50, 60)
+    state = evaluate.load_predictor(tmp_path / "run").args[0]
+    published = np.load(tmp_path / "published.npz")["core.backbone.body.0.0.weight"]
+    np.testing.assert_array_equal(state["params"]["encoder"]["level0"]["conv1"]["kernel"], published.transpose(2, 3, 1, 0))
+    with pytest.raises(ValueError, match="holds a run already"):
+        import_published(config, tmp_path / "published.npz", tmp_path / "run")
