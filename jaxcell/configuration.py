@@ -42,9 +42,10 @@ def load_changed_config(workdir: str | Path, arguments: Sequence[str]) -> ml_col
       ValueError: an argument that is none of these, or a key that the config lacks (names near ones).
     """
     values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_dict("config", load_config(workdir), flag_values=values)
+    line = ["", *arguments]
     try:
-        rest = values(["", *arguments])[1:]
+        flag = config_flags.DEFINE_config_dict("config", load_config(workdir), flag_values=values, sys_argv=line)
+        rest = values(line)[1:]
     except (flags.Error, AttributeError, KeyError) as error:
         raise ValueError(f"{' '.join(arguments)}: {error}") from error
     if rest:
