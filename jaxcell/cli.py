@@ -16,6 +16,7 @@ import numpy as np
 from jaxcell import evaluate, train
 from jaxcell.configuration import load_changed_config
 from jaxcell.inference.predict import predict_files
+from jaxcell.training.log import quiet_libraries
 from jaxcell.training.mesh import describe_devices, unused_accelerators
 
 __all__ = ["main"]
@@ -58,6 +59,7 @@ def predict(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
     parser.add_argument("--pixel-size", type=float, default=None, help="micrometres per pixel; default: as the file says")
     options, rest = parser.parse_known_args(argv)
+    quiet_libraries()
     config = load_changed_config(options.workdir, rest)
     predictor = evaluate.load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
     return predict_files(options.inputs, options.out, predict=predictor, pixel_size=options.pixel_size)

@@ -36,6 +36,7 @@ from jaxcell.metrics.report import Report, evaluate, plot, to_json, to_table
 from jaxcell.system import System
 from jaxcell.systems import build_system
 from jaxcell.training.checkpoint import latest_step, restore_state
+from jaxcell.training.log import quiet_libraries
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch, unused_accelerators
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.training.state import init_state
@@ -214,6 +215,7 @@ def run() -> None:
     parser.add_argument("--detections", default=",".join(map(str, LIVECELL_DETECTIONS)),
                         help="most predictions per image for COCO AP and AR (maxDets), default %(default)s")
     options, rest = parser.parse_known_args(sys.argv[1:])
+    quiet_libraries()
     if (options.workdir is None) == (options.predictions is None) or (options.predictions and not options.truth):
         parser.error("give --workdir (scores that network), or --predictions with --truth (scores those files)")
     if options.split and not options.truth:

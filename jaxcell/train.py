@@ -8,7 +8,6 @@ The same command in the same workdir continues where the last checkpoint stands.
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -35,7 +34,7 @@ from jaxcell.pretrained.torch import read_checkpoint
 from jaxcell.system import System
 from jaxcell.systems import build_system
 from jaxcell.training.checkpoint import Checkpoints, restore_state
-from jaxcell.training.log import MetricLog, Stopwatch, progress_bar
+from jaxcell.training.log import MetricLog, Stopwatch, progress_bar, quiet_libraries
 from jaxcell.training.mesh import describe_devices, make_mesh, replicated, shard_batch, unused_accelerators
 from jaxcell.training.objectives import supervised
 from jaxcell.training.optimizer import make_optimizer
@@ -251,8 +250,7 @@ def run() -> None:
 
     def main(argv: list[str]) -> None:
         del argv
-        for chatty in ("absl", "jax._src.xla_bridge"):      # orbax tells every save in ten lines, jax of every missing TPU
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        quiet_libraries()
         if published.value:
             import_published(config.value, published.value, str(workdir.value))
             return

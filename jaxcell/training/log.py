@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -15,7 +16,13 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-__all__ = ["MetricLog", "Stopwatch", "progress_bar"]
+__all__ = ["MetricLog", "Stopwatch", "progress_bar", "quiet_libraries"]
+
+
+def quiet_libraries() -> None:
+    """Leaves only errors of libraries that tell every save in ten lines (orbax) or every missing TPU (jax)."""
+    for name in ("absl", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class MetricLog:
