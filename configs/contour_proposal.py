@@ -1,12 +1,13 @@
 """Contour proposal networks. Variants, with the paper's number beside ours:
 
 synthetic (default)   a small network on cells drawn by code: `make demo`.
-                      2 CPU cores: see README; F1@0.5 on unseen synthetic images.
+                      Measured: F1@0.5 0.957 on 32 unseen synthetic images, 2 min 25 s with the installation.
 bbbc038               the same small network on real nuclei (BBBC038), made to be trained on 2 CPU cores in 40 minutes:
                           python train.py --config configs/contour_proposal.py:bbbc038 --workdir runs/bbbc038 \\
                               --config.data.root=../shared/data --minutes=40
-                          python evaluate.py --workdir runs/bbbc038
-                      Measured: README, "Real data".
+                          python evaluate.py --workdir runs/bbbc038 --checkpoint=latest
+                      Measured: 38 min; F1@0.5 0.916 on the 56 fluorescence images of the validation split, 0.874 on all 68
+                      (README, "Real data"; StarDist on the fluorescence images: 0.901).
 own                   the same network on your own folder of images and labels:
                           python train.py --config configs/contour_proposal.py:own --workdir runs/own --config.data.root=DIR
                       DIR holds train/ and val/, or a manifest.csv with splits, or just images and labels (a fifth is held out).
