@@ -1,6 +1,8 @@
 """`python evaluate.py --workdir DIR`: see jaxcell/evaluate.py."""
 
-from jaxcell.evaluate import run
+import sys
+
+from jaxcell.cli import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

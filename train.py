@@ -1,6 +1,8 @@
-"""`python train.py --config configs/<system>.py[:variant] --workdir DIR`: see jaxcell/train.py, the experiment itself."""
+"""`python train.py --config configs/<system>.py[:variant] --workdir DIR`: the experiment itself is jaxcell/train.py."""
 
-from jaxcell.train import run
+import sys
+
+from jaxcell.cli import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main(["train", *sys.argv[1:]]))

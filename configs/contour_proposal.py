@@ -42,7 +42,7 @@ def get_config(variant: str = "synthetic") -> ml_collections.ConfigDict:
 
 
 def _folder(root: str, split: str) -> dict[str, object]:
-    return {"kind": "folder", "root": root, "split": split, "modality": "", "repeat": 1}
+    return {"kind": "folder", "root": root, "split": split, "modality": "", "labelled": True, "repeat": 1}
 
 
 def _challenge() -> ml_collections.ConfigDict:
@@ -211,6 +211,7 @@ def _own(c: ml_collections.ConfigDict) -> None:
     c.data.root = "."
     c.data.train = ml_collections.ConfigDict({"own": _folder("", "train")})
     c.data.val = ml_collections.ConfigDict({"own": _folder("", "val")})
+    c.train.update({"eval_every": 200, "eval_images": 16})
 
 
 def _synthetic(c: ml_collections.ConfigDict) -> None:

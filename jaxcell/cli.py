@@ -50,7 +50,7 @@ def doctor(argv: list[str]) -> int:
 
 def predict(argv: list[str]) -> int:
     """Segments images with a trained run: label TIFF, overlay PNG, COCO JSON and a table of cells."""
-    parser = argparse.ArgumentParser(prog="jaxcell predict", description=predict.__doc__,
+    parser = argparse.ArgumentParser(prog="jaxcell predict", description=predict.__doc__, allow_abbrev=False,
                                      epilog="Every key of the run's config can be changed, for example the threshold: "
                                      "--config.decode.score_threshold=0.7, or the channels: --config.data.planes='(0,)'.")
     parser.add_argument("inputs", nargs="+", type=Path, help="image files or folders of images")
@@ -59,6 +59,8 @@ def predict(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
     parser.add_argument("--pixel-size", type=float, default=None, help="micrometres per pixel; default: as the file says")
     options, rest = parser.parse_known_args(argv)
+    if options.pixel_size is not None and not options.pixel_size > 0:
+        parser.error(f"--pixel-size={options.pixel_size}: micrometres per pixel, above 0")
     quiet_libraries()
     config = load_changed_config(options.workdir, rest)
     predictor = evaluate.load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
@@ -82,9 +84,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def main() -> int:
-    """Entry point of the console command."""
-    argv = sys.argv[1:]
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console command, and of train.py and evaluate.py: what the user can mend comes without a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: jaxcell {{{','.join(COMMANDS)}}} ...   (each with --help)")
         return 0 if argv else 2
@@ -93,6 +95,11 @@ def main() -> int:
         return 2
     try:
         return COMMANDS[argv[0]](argv[1:])
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:     # what the user can mend, without a traceback
-        print(f"jaxcell {argv[0]}: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        message = str(error)
+    except RuntimeError as error:
+        if not str(error).startswith("sample "):
+            raise
+        message = str(error).splitlines()[0]      # (grain adds a note about its own traceback)
+    print(f"jaxcell {argv[0]}: {message}", file=sys.stderr)
+    return 2

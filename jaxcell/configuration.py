@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-__all__ = ["load_changed_config", "load_config", "save_config"]
+__all__ = ["load_changed_config", "load_config", "readable_flag_errors", "save_config"]
 
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
 FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
@@ -42,12 +43,10 @@ def load_changed_config(workdir: str | Path, arguments: Sequence[str]) -> ml_col
       ValueError: an argument that is none of these, or a key that the config lacks (names near ones).
     """
     values = flags.FlagValues()
-    line = ["", *arguments]
-    try:
-        flag = config_flags.DEFINE_config_dict("config", load_config(workdir), flag_values=values, sys_argv=line)
+    line, config = ["", *arguments], load_config(workdir)
+    with readable_flag_errors():
+        flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
         rest = values(line)[1:]
-    except (flags.Error, AttributeError, KeyError) as error:
-        raise ValueError(f"{' '.join(arguments)}: {error}") from error
     if rest:
         raise ValueError(f"arguments that are not understood: {' '.join(rest)}; see --help.")
     return flag.value
@@ -77,6 +76,17 @@ def save_config(config: ml_collections.ConfigDict, workdir: str | Path, *, conti
     partial = path.with_suffix(".tmp")
     partial.write_text(text)
     partial.replace(path)
+
+
+@contextmanager
+def readable_flag_errors() -> Iterator[None]:
+    """Turns what absl and ml_collections raise for a wrong flag, key or config file into a ValueError of one line."""
+    try:
+        yield
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
+        text = text.rpartition("Error: ")[2]       # what a config file raised comes with its own traceback
+        raise ValueError(" ".join(text.split())) from error
 
 
 def _tuples(tree: Any) -> Any:

@@ -70,6 +70,7 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     segment = modes[options.mode]()
 
     def predict(variables: Any, image: np.ndarray) -> Instances:
+        image = image[..., None] if image.ndim == 2 else image
         def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
             return jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"]))
 
@@ -81,13 +82,14 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
 
 
 def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any = None) -> Callable[[np.ndarray], Instances]:
-    """The trained network of a workdir as one function: image [H, W, C] as stored -> Instances.
+    """The trained network of a workdir as one function: image [H, W, C] or [H, W] as stored -> Instances.
 
     Args:
       workdir: of the run.
       checkpoint: "best" by validation score, or "latest". A run that never validated has no best one; then the latest serves.
       config: a changed copy of the run's config; None for the run's own.
     """
+    quiet_libraries()
     config = load_config(workdir) if config is None else config
     if problem := unused_accelerators():
         print(f"WARNING: predicting on the CPU: {problem}", file=sys.stderr)
@@ -99,6 +101,8 @@ def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any
     paths = [Path(workdir) / folder for folder in folders]
     path = next((p for p in paths if p.is_dir() and latest_step(p) is not None), paths[-1])
     state, _ = restore_state(path, abstract, replicated(mesh))
+    if path.name != folders[0]:
+        print("no validation yet, so no best checkpoint: using the latest", flush=True)
     print(f"{config.system} from {path}, step {int(state.step)}; decode: {dict(config.decode)}", flush=True)
     predict = make_predict(system, make_apply(system.model), mesh, config)
     return partial(predict, state.variables)
@@ -200,7 +204,7 @@ SIZES = {"coco": COCO_SIZES, "livecell": LIVECELL_SIZES}
 def run() -> None:
     """Entry point of `python evaluate.py` and `jaxcell evaluate`."""
     parser = argparse.ArgumentParser(prog="jaxcell evaluate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                                      epilog="With --workdir every key of the run's config can be changed: --config.a.b=c")
     parser.add_argument("--workdir", type=Path, help="of a training run")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
@@ -217,7 +221,7 @@ def run() -> None:
     options, rest = parser.parse_known_args(sys.argv[1:])
     quiet_libraries()
     if (options.workdir is None) == (options.predictions is None) or (options.predictions and not options.truth):
-        parser.error("give --workdir (scores that network), or --predictions with --truth (scores those files)")
+        parser.error("give either --workdir (scores that network), or --predictions with --truth (scores those files)")
     if options.split and not options.truth:
         parser.error("--split belongs to --truth; the validation data of a run are config.data.val")
     if options.predictions and rest:
@@ -241,7 +245,7 @@ def run() -> None:
 
 def open_truth(path: Path, *, images: Path | None, split: str | None) -> Source:
     """Annotated samples from a folder, or from a COCO file and its images."""
-    return FolderSource(path, split=split) if path.is_dir() else CocoSource(path, images or path.parent)
+    return FolderSource(path, split=split, labelled=True) if path.is_dir() else CocoSource(path, images or path.parent)
 
 
 def coco_names(path: Path) -> dict[int, str] | None:

@@ -21,19 +21,19 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jaxcell import viz
-from jaxcell.configuration import save_config
+from jaxcell.configuration import readable_flag_errors, save_config
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources import open_source
 from jaxcell.evaluate import make_predict, score_samples
 from jaxcell.pretrained.torch import read_checkpoint
 from jaxcell.system import System
 from jaxcell.systems import build_system
-from jaxcell.training.checkpoint import Checkpoints, restore_state
+from jaxcell.training.checkpoint import Checkpoints, latest_step, restore_state
 from jaxcell.training.log import MetricLog, Stopwatch, progress_bar, quiet_libraries
 from jaxcell.training.mesh import describe_devices, make_mesh, replicated, shard_batch, unused_accelerators
 from jaxcell.training.objectives import supervised
@@ -95,8 +95,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
         return init_state(system.model, transformation, seed=config.seed, image_shape=(1, data.crop, data.crop, data.channels))
 
     workdir.mkdir(parents=True, exist_ok=True)
+    saved = workdir / "checkpoints"
+    save_config(config, workdir, continues=saved.is_dir() and latest_step(saved) is not None)
     checkpoints = Checkpoints(workdir, keep=config.train.keep)
-    save_config(config, workdir, continues=checkpoints.latest_step() is not None)
     if checkpoints.latest_step() is None:
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
         if config.pretrained:
@@ -240,22 +241,35 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def run() -> None:
-    """Entry point of `python train.py` and `jaxcell train`."""
-    config = config_flags.DEFINE_config_file("config", None, "configs/<system>.py[:variant]", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "Where config, checkpoints, metrics and pictures of this run go.")
-    published = flags.DEFINE_string("import_only", None, "Put this published checkpoint into a new workdir, without training.")
-    minutes = flags.DEFINE_float("minutes", None, "Save and stop after this long; the same command continues.")
-    cpu = flags.DEFINE_bool("cpu", False, "Train on the CPU although the machine has an accelerator that jax does not see.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    """Entry point of `jaxcell train`: reads sys.argv.
 
-    def main(argv: list[str]) -> None:
-        del argv
-        quiet_libraries()
-        if published.value:
-            import_published(config.value, published.value, str(workdir.value))
-            return
-        _, interrupted = train(config.value, str(workdir.value), minutes=minutes.value, allow_cpu=cpu.value)
-        if interrupted:
-            sys.exit(SIGTERM_EXIT)
-
-    app.run(main)
+    Raises:
+      ValueError: a config file or a key that does not exist.
+    """
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, "configs/<system>.py[:variant]", flag_values=values)
+    workdir = flags.DEFINE_string("workdir", None, "Where config, checkpoints, metrics and pictures of this run go.",
+                                  flag_values=values)
+    published = flags.DEFINE_string("import_only", None, "Put this published checkpoint into a new workdir, without training.",
+                                    flag_values=values)
+    minutes = flags.DEFINE_float("minutes", None, "Save and stop after this long; the same command continues.",
+                                 flag_values=values)
+    cpu = flags.DEFINE_bool("cpu", False, "Train on the CPU although the machine has an accelerator that jax does not see.",
+                            flag_values=values)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"usage: jaxcell train --config FILE[:VARIANT] --workdir DIR [options] [--config.a.b=c ...]\n\n{__doc__}\n"
+              f"{values.get_help()}")
+        return
+    with readable_flag_errors():
+        rest = values(sys.argv)[1:]
+        missing = [name for name, flag in (("--config", config), ("--workdir", workdir)) if flag.value is None]
+    if missing or rest:
+        problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
+        raise ValueError(f"{problem}; see --help.")
+    quiet_libraries()
+    if published.value:
+        import_published(config.value, published.value, str(workdir.value))
+        return
+    _, interrupted = train(config.value, str(workdir.value), minutes=minutes.value, allow_cpu=bool(cpu.value))
+    if interrupted:
+        sys.exit(SIGTERM_EXIT)

@@ -62,11 +62,13 @@ def make_train_iterator(source: Source, *, targets: Targets, batch_size: int, cr
 
     Raises:
       ValueError: unknown policy, or sizes that do not fit.
-      RuntimeError: while iterating; says which sample is wrong, and what is.
+      RuntimeError: while iterating; its first line says which sample is wrong, and what is.
     """
     if isinstance(augment, str) and augment not in POLICIES:
-        raise ValueError(f"augment={augment!r} is unknown; it is one of {', '.join(POLICIES)}.")
-    if not len(source) or batch_size < 1 or batch_size % shard_count or not 0 <= shard_index < shard_count:
+        raise ValueError(f"config.data.augment={augment!r} is unknown; it is one of {', '.join(POLICIES)}.")
+    if batch_size < 1:
+        raise ValueError(f"config.data.batch_size={batch_size}; it must be 1 or more.")
+    if not len(source) or batch_size % shard_count or not 0 <= shard_index < shard_count:
         raise ValueError(f"{len(source)} samples, batch_size={batch_size}, shard {shard_index} of {shard_count}: at least one "
                          "sample and a batch size that the shards divide evenly are needed.")
     if not 0 < epoch_fraction <= 1:

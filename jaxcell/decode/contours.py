@@ -87,6 +87,8 @@ def propose(
         or if a score is not finite: a network that has diverged must not report an image without cells.
     """
     size = _image_shape(outputs, shape)
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold={score_threshold}; scores lie in [0, 1]: use for example 0.5.")
     if bad := outputs["scores"].size - np.count_nonzero(np.isfinite(outputs["scores"])):
         raise ValueError(f"propose: {bad} of {outputs['scores'].size} scores are not finite; the network has diverged. Use an "
                          "earlier checkpoint.")

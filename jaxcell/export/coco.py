@@ -126,7 +126,10 @@ def read_coco(path: str | Path, *, names: Mapping[Any, str] | None = None) -> di
     Raises:
       ValueError: not COCO, an image that the file does not describe, a box without a mask, or a damaged mask.
     """
-    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Check that the file is whole.") from error
     whole = isinstance(data, Mapping) and {"images", "annotations"} <= set(data)
     if not whole and not isinstance(data, list):
         raise ValueError(f"{path} is no COCO file: it must be an object with 'images' and 'annotations', or a list of results.")

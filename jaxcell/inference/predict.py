@@ -105,7 +105,7 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
     with coco_writer(out / "predictions.json") as add_to_coco, table_writer(out / "cells.csv") as add_to_table:
         bar = tqdm(zip(files, names, strict=True), total=len(files), unit="image", disable=not progress)
         for file, name in bar:
-            bar.set_postfix_str(f"{file.name}, {cells} cells")
+            bar.set_postfix_str(f"{cells} cells so far, now {file.name}")
             try:
                 image = read_image(file)
                 instances = predict(image)

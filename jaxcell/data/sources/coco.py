@@ -41,8 +41,11 @@ class CocoSource:
         """
         path = Path(annotations)
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such annotation file; check the path.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+            raise FileNotFoundError(f"{path}: no such folder or COCO file; check the path.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}. Check that the file is whole.") from error
         if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
             raise ValueError(f"{path}: is not a COCO instance file; it needs the lists 'images' and 'annotations'.")
         wanted = _category_ids(content, categories, path)

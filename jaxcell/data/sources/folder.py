@@ -51,8 +51,8 @@ class FolderSource:
     or movie may be parted: where that matters, sort them into the two subfolders or write a manifest.
     """
 
-    def __init__(self, root: str | Path, *, split: str | None = None, modality: str | None = None,
-                 limit: int | None = None) -> None:
+    def __init__(self, root: str | Path, *, split: str | None = None, modality: str | None = None, limit: int | None = None,
+                 labelled: bool = False) -> None:
         """Lists the samples; pixels are read on access.
 
         Args:
@@ -60,10 +60,11 @@ class FolderSource:
           split: "train", "val", ...; None takes all.
           modality: takes samples whose modality contains this text.
           limit: takes the first so many.
+          labelled: refuse images without a label file, here and not hours later when one is drawn.
 
         Raises:
           FileNotFoundError: no such folder, or a file of the manifest is missing.
-          ValueError: nothing is left, or files whose roles are ambiguous.
+          ValueError: nothing is left, files whose roles are ambiguous, or images without labels where they must have some.
         """
         root = Path(root)
         if not root.is_dir():
@@ -76,6 +77,10 @@ class FolderSource:
             raise ValueError(f"{root}: none of its {len(entries)} images has split {split!r} and a modality that contains "
                              f"{modality!r}. It has {'; '.join(present)}.")
         self._entries = kept[:limit]
+        if labelled and (bare := [entry.image.name for entry in self._entries if entry.label is None]):
+            raise ValueError(f"{root}: {len(bare)} of {len(self._entries)} images have no label file ({', '.join(bare[:5])}"
+                             f"{', ...' if len(bare) > 5 else ''}); expected {stem_of(bare[0])}_label.png, _labels.tif, "
+                             "_masks.tif or the like beside them. Move them elsewhere, or list the others in a manifest.csv.")
         self.names = [entry.name for entry in self._entries]
 
     def __len__(self) -> int:
@@ -149,5 +154,6 @@ def _from_names(folder: Path, split: str) -> list[_Entry]:
                              "label file of each name, or write a manifest.csv with the columns image_file and label_file.")
         entries.append(_Entry(file, found[0] if found else None, file.stem, split, group=file.stem))
     if not entries:
-        raise ValueError(f"{folder}: holds no image; files must end in {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{folder.resolve()}: holds no image; name your folder with --config.data.root=DIR. Files must end in "
+                         f"{', '.join(SUFFIXES)}.")
     return entries
