@@ -5,6 +5,7 @@ And what their names say: which files of a folder are images, and which are anno
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -261,6 +262,12 @@ def _to_int32(labels: np.ndarray, path: Path) -> np.ndarray:
         labels = whole.astype(np.int64)
     if labels.size and labels.min() < -1:
         raise ValueError(f"{path}: labels hold {labels.min()}; below 0 only -1 (ignore) has a meaning. Set background to 0.")
+    if labels.size and labels.min() == -1 and not (labels == 0).any():
+        raise ValueError(f"{path}: labels hold -1 and no 0: background seems to be -1 and the first cell may be 0. Here 0 is "
+                         "background, cells are 1, 2, ... and -1 means \"ignore\": save labels + 1.")
+    if labels.size and np.count_nonzero(labels < 0) > labels.size / 2:
+        warnings.warn(f"{path}: more than half of the pixels are -1, which means \"ignore\". If -1 is your background and cells "
+                      "start at 0, save labels + 1.", stacklevel=2)
     if labels.size and labels.max() > np.iinfo(np.int32).max:
         dense = np.minimum(labels, 0).astype(np.int32)
         dense[labels > 0] = np.unique(labels[labels > 0], return_inverse=True)[1] + 1

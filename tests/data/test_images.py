@@ -224,3 +224,15 @@ def test_a_session_file_of_cellpose_is_explained(tmp_path):
     np.save(tmp_path / "x_seg.npy", {"masks": GRAY16}, allow_pickle=True)
     with pytest.raises(ValueError, match="x_seg.npy.*Python objects.*save its masks as TIFF or PNG"):
         read_labels(tmp_path / "x_seg.npy")
+
+
+def test_background_of_minus_one_is_not_taken_for_ignore_in_silence(tmp_path):
+    labels = np.full((8, 8), -1, np.int32)
+    labels[2:4, 2:4] = 1
+    np.save(tmp_path / "x.npy", labels)
+    with pytest.raises(ValueError, match="save labels \\+ 1"):
+        read_labels(tmp_path / "x.npy")
+    labels[6, 6] = 0
+    np.save(tmp_path / "x.npy", labels)
+    with pytest.warns(UserWarning, match="more than half"):
+        assert read_labels(tmp_path / "x.npy").shape == (8, 8, 1)
