@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from jaxcell import viz
 from jaxcell.configuration import load_changed_config, load_config
-from jaxcell.data.images import ANNOTATION_ENDINGS, SUFFIXES, read_labels, stem_of
+from jaxcell.data.images import ANNOTATION_ENDINGS, SUFFIXES, stem_of
+from jaxcell.data.labels import read_labels
 from jaxcell.data.normalize import fit_normalizer
 from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.coco import CocoSource

@@ -8,7 +8,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxcell.data.images import pack_masks, read_image, read_labels, read_pixel_size, readable_files, stem_of
+from jaxcell.data.images import read_image, read_pixel_size, readable_files, stem_of
+from jaxcell.data.labels import pack_masks, read_labels
 
 RNG = np.random.default_rng(0)
 GRAY8 = RNG.integers(0, 256, (5, 7), np.uint8)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from jaxcell.data.images import pack_masks, read_image
+from jaxcell.data.images import read_image
+from jaxcell.data.labels import pack_masks
 from jaxcell.types import Sample
 
 __all__ = ["CocoSource"]

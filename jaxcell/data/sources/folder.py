@@ -12,11 +12,11 @@ from jaxcell.data.images import (
     SUFFIXES,
     annotation_stems,
     read_image,
-    read_labels,
     read_pixel_size,
     readable_files,
     stem_of,
 )
+from jaxcell.data.labels import read_labels
 from jaxcell.types import Sample
 
 __all__ = ["FolderSource"]
