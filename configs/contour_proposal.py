@@ -59,14 +59,18 @@ def _challenge() -> ml_collections.ConfigDict:
     c.data.channels = 3                 # of the network; grey images are repeated, colour images averaged to fit
     c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
     c.data.normalize = {"name": "cstm-mix"}     # and options of that function in jaxcell/data/normalize.py
-    c.data.augment = "mild"
+    c.data.augment = "mild"             # a policy of jaxcell/data/augment/policies.py
+    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
     c.data.crop = 512
     c.data.batch_size = 10
     c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
     c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
     c.data.workers = 0
     c.data.prefetch = 4
-    c.data.cache_gb = 4.0
+    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
+    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
+    c.data.disk_cache_gb = 20.0
+    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
     c.model = ml_collections.ConfigDict()
     c.model.encoder = "resnext101_32x8d"
@@ -113,6 +117,8 @@ def _challenge() -> ml_collections.ConfigDict:
     c.loss.refinement = "last"
     c.loss.iou_kind = "giou"
     c.loss.uncertainty_factor = 7.0
+    c.loss.teacher = {"foreground_score": 0.9, "background_score": 0.1, "uncertainty_margin": 0.1, "student_uncertainty": 0.5,
+                      "certain": 0.0}   # when a student listens (config.semi)
 
     c.decode = ml_collections.ConfigDict()
     c.decode.score_threshold = 0.891415
@@ -134,6 +140,8 @@ def _challenge() -> ml_collections.ConfigDict:
     c.optimizer.name = "adam"
     c.optimizer.l2 = 2e-5
     c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped
+    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
+    c.optimizer.accumulate = 1          # batches of one update
     # The authors draw the rate from N(0.0008, 0.0001) and scale it by sqrt(batch / 64); gamma 0.1 is what their script applies,
     # at milestones that it counts in examples while it steps in batches: late or never. These milestones are ours.
     c.optimizer.schedule = {"name": "warmup_multistep", "base": 8e-4 * (10 / 64) ** 0.5, "milestones": (200_000, 225_000),
@@ -148,6 +156,17 @@ def _challenge() -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 2500
     c.train.keep = 3
     c.train.images = 6                  # validation images drawn at each evaluation
+    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
+    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
+    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
+
+    c.semi = ml_collections.ConfigDict()
+    c.semi.scheme = "none"              # "listen2student": the running average teaches the network from images without labels
+    c.semi.unlabelled = ml_collections.ConfigDict()     # their sources, as data.train
+    c.semi.batch_size = 0
+    c.semi.augment = "flips"
+    c.semi.start_step = 0               # before it only annotated images count
+    c.semi.weight = 1.0                 # of the consistency terms ("cross")
     return c
 
 
@@ -195,7 +214,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.data.normalize.update({"name": "percentile", "lower": 1.0, "upper": 99.8})
     c.inference.update({"tile": 256, "margin": 32, "block": 1024, "halo": 128, "batch": 2})
     c.optimizer = ml_collections.ConfigDict({
-        "name": "adamw", "weight_decay": 1e-4, "clip_norm": 5.0,
+        "name": "adamw", "weight_decay": 1e-4, "clip_norm": 5.0, "clip_each_norm": 0.0, "accumulate": 1,
         "schedule": {"name": "warmup_cosine", "base": 2e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 100}})
 
 

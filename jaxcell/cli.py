@@ -1,23 +1,17 @@
-"""`jaxcell train | evaluate | predict | doctor`: the same functions as the scripts."""
+"""`jaxcell train | evaluate | predict | data | doctor`: the same functions as the scripts.
+
+What a command needs it imports when it is called: jax alone takes seconds, which `jaxcell data` need not wait for.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jaxcell import evaluate, train
-from jaxcell.configuration import load_changed_config
-from jaxcell.inference.predict import predict_files
-from jaxcell.training.log import quiet_libraries
-from jaxcell.training.mesh import describe_devices, unused_accelerators
 
 __all__ = ["main"]
 
@@ -25,6 +19,12 @@ __all__ = ["main"]
 def doctor(argv: list[str]) -> int:
     """Prints versions and devices, runs a small convolution with its gradient, and says what is wrong."""
     argparse.ArgumentParser(prog="jaxcell doctor", description=doctor.__doc__).parse_args(argv)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcell.training.mesh import describe_devices, unused_accelerators
+
     for package in ("jaxcell", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless"):
         print(f"{package:24} {importlib.metadata.version(package)}")
     for key, value in describe_devices().items():
@@ -57,29 +57,57 @@ def predict(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="of the training run")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
+    parser.add_argument("--select", default="", help="of files with more axes than an image: index, channel name or projection, "
+                        "such as T=0,Z=max")
     parser.add_argument("--pixel-size", type=float, default=None, help="micrometres per pixel; default: as the file says")
     options, rest = parser.parse_known_args(argv)
     if options.pixel_size is not None and not options.pixel_size > 0:
         parser.error(f"--pixel-size={options.pixel_size}: micrometres per pixel, above 0")
+    from jaxcell.configuration import load_changed_config
+    from jaxcell.data.images import parse_select
+    from jaxcell.evaluate import load_predictor
+    from jaxcell.inference.predict import predict_files
+    from jaxcell.training.compile_cache import use_compile_cache
+    from jaxcell.training.log import quiet_libraries
+
     quiet_libraries()
+    use_compile_cache()
     config = load_changed_config(options.workdir, rest)
-    predictor = evaluate.load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
-    return predict_files(options.inputs, options.out, predict=predictor, pixel_size=options.pixel_size)
+    predictor = load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
+    return predict_files(options.inputs, options.out, predict=predictor, select=parse_select(options.select),
+                         pixel_size=options.pixel_size)
 
 
-def _script(run: Callable[[], None], name: str) -> Callable[[list[str]], int]:
-    def call(argv: list[str]) -> int:
-        sys.argv = [f"jaxcell {name}", *argv]     # absl parses the process's own arguments
-        run()
-        return 0
+def train(argv: list[str]) -> int:
+    """Trains a system, or continues a run."""
+    from jaxcell.train import run
 
-    return call
+    sys.argv = ["jaxcell train", *argv]     # absl parses the process's own arguments
+    run()
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Scores a run, or anybody's predictions."""
+    from jaxcell.evaluate import run
+
+    sys.argv = ["jaxcell evaluate", *argv]
+    run()
+    return 0
+
+
+def data(argv: list[str]) -> int:
+    """Checks, draws and converts data sets."""
+    from jaxcell import data_commands
+
+    return data_commands.data(argv)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _script(train.run, "train"),
-    "evaluate": _script(evaluate.run, "evaluate"),
+    "train": train,
+    "evaluate": evaluate,
     "predict": predict,
+    "data": data,
     "doctor": doctor,
 }
 
@@ -95,6 +123,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return COMMANDS[argv[0]](argv[1:])
+    except BrokenPipeError:         # whoever reads what is printed, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         message = str(error)
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,20 @@ __all__ = ["load_changed_config", "load_config", "readable_flag_errors", "save_c
 
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
 FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
-        "data.root", "data.workers", "data.prefetch", "data.cache_gb", "inference.", "decode.")
+        "train.profile", "data.root", "data.workers", "data.prefetch", "data.cache_gb", "data.disk_cache", "inference.",
+        "decode.")
+
+# Keys that came after the first version, and what every run did before it had them.
+ADDED: Mapping[str, Mapping[str, Any]] = {
+    "data": {"disk_cache": "", "disk_cache_gb": 20.0, "unreadable": "refuse", "device_augment": "none"},
+    "loss": {"teacher": {"foreground_score": 0.9, "background_score": 0.1, "uncertainty_margin": 0.1, "student_uncertainty": 0.5,
+                         "certain": 0.0}},
+    "train": {"average_decay": 0.0, "max_skipped": 10, "profile": ()},
+    "semi": {"scheme": "none", "unlabelled": {}, "batch_size": 0, "augment": "flips", "start_step": 0, "weight": 1.0}}
 
 
 def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
-    """The locked config of the run in `workdir`.
+    """The locked config of the run in `workdir`; keys that did not exist when it began are set to what it did.
 
     Raises:
       FileNotFoundError: no run has started there.
@@ -29,7 +38,8 @@ def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: no run was started in this workdir. Train first: "
                                 f"python train.py --config configs/<system>.py --workdir {workdir}")
-    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text()))).lock()
+    saved = _tuples(json.loads(path.read_text()))
+    return ml_collections.ConfigDict(saved | {part: dict(keys) | saved.get(part, {}) for part, keys in ADDED.items()}).lock()
 
 
 def load_changed_config(workdir: str | Path, arguments: Sequence[str]) -> ml_collections.ConfigDict:

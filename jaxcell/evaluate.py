@@ -34,13 +34,12 @@ from jaxcell.inference.overlap import predict_image_overlapping
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES
 from jaxcell.metrics.matching import drop_ignored
 from jaxcell.metrics.report import Report, evaluate, plot, to_json, to_table
+from jaxcell.start import trained_state
 from jaxcell.system import System
 from jaxcell.systems import build_system
-from jaxcell.training.checkpoint import latest_step, restore_state
+from jaxcell.training.compile_cache import use_compile_cache
 from jaxcell.training.log import quiet_libraries
-from jaxcell.training.mesh import make_mesh, replicated, shard_batch, unused_accelerators
-from jaxcell.training.optimizer import make_optimizer
-from jaxcell.training.state import init_state
+from jaxcell.training.mesh import make_mesh, shard_batch, unused_accelerators
 from jaxcell.training.step import make_apply
 from jaxcell.types import Instances, Sample
 
@@ -95,18 +94,10 @@ def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any
     if problem := unused_accelerators():
         print(f"WARNING: predicting on the CPU: {problem}", file=sys.stderr)
     system, mesh = build_system(config), make_mesh()
-    transformation, _ = make_optimizer(config.optimizer)
-    shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    abstract = jax.eval_shape(lambda: init_state(system.model, transformation, seed=0, image_shape=shape))
-    folders = {"best": ("best", "checkpoints"), "latest": ("checkpoints",)}[checkpoint]
-    paths = [Path(workdir) / folder for folder in folders]
-    path = next((p for p in paths if p.is_dir() and latest_step(p) is not None), paths[-1])
-    state, _ = restore_state(path, abstract, replicated(mesh))
-    if path.name != folders[0]:
-        print("no validation yet, so no best checkpoint: using the latest", flush=True)
+    state, path = trained_state(config, system, workdir, mesh, checkpoint=checkpoint)
     print(f"{config.system} from {path}, step {int(state.step)}; decode: {dict(config.decode)}", flush=True)
     predict = make_predict(system, make_apply(system.model), mesh, config)
-    return partial(predict, state.variables)
+    return partial(predict, state.predicting)
 
 
 def score_samples(predict: Callable[[np.ndarray], Instances], samples: Iterable[Sample], *, pictures: Path | None = None,
@@ -221,6 +212,7 @@ def run() -> None:
                         help="most predictions per image for COCO AP and AR (maxDets), default %(default)s")
     options, rest = parser.parse_known_args(sys.argv[1:])
     quiet_libraries()
+    use_compile_cache()
     if (options.workdir is None) == (options.predictions is None) or (options.predictions and not options.truth):
         parser.error("give either --workdir (scores that network), or --predictions with --truth (scores those files)")
     if options.split and not options.truth:
@@ -237,7 +229,8 @@ def run() -> None:
                                    limits=limits)
     else:
         config = load_changed_config(options.workdir, rest)
-        source = open_source(config.data.val, root=config.data.root, cache_gb=0.0) if truth is None else truth
+        source = truth if truth is not None else open_source(config.data.val, root=config.data.root, cache_gb=0.0,
+                                                             unreadable=config.data.unreadable)
         predict = load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
         report = score_samples(predict, iterate(source, modality=options.modality), pictures=out / "pictures",
                                picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes], limits=limits)

@@ -11,9 +11,24 @@ import numpy as np
 
 from jaxcell.types import Instances, Sample
 
-__all__ = ["System"]
+__all__ = ["System", "Teaching"]
 
 Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a student network learns from the predictions of a teacher, for systems that can.
+
+    Attributes:
+      targets: host; (the teacher's outputs for one image, or None for an annotated sample; Sample; rng) -> what
+        `System.targets` gives and what `loss` needs to know of the teacher. An image without annotation gets the teacher's
+        cells as labels.
+      loss: (outputs, batch) -> dict of weighted scalar terms, for batches of annotated and of taught images together.
+    """
+
+    targets: Callable[[Arrays | None, Sample, np.random.Generator], dict[str, np.ndarray]]
+    loss: Callable[[Arrays, Arrays], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,9 @@ class System:
       loss: (outputs, batch) -> dict of weighted scalar terms; the step sums them.
       decode: host; outputs of one region (no batch axis, numpy) -> Instances in that region's pixels.
       divisor: input sides must be multiples of this.
+      teaching: how it learns from a teacher's predictions, or None.
+      consistency: (outputs, another network's outputs) -> dict of weighted scalar terms that ask the first to agree with the
+        second on images without annotation, or None.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
     """
 
@@ -35,4 +53,6 @@ class System:
     loss: Callable[[Arrays, Arrays], dict[str, Any]]
     decode: Callable[[Mapping[str, np.ndarray]], Instances]
     divisor: int
+    teaching: Teaching | None = None
+    consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None

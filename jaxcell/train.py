@@ -8,21 +8,21 @@ The same command in the same workdir continues where the last checkpoint stands.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jaxcell import viz
@@ -30,18 +30,34 @@ from jaxcell.configuration import readable_flag_errors, save_config
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources import open_source
 from jaxcell.evaluate import make_predict, score_samples
-from jaxcell.pretrained.torch import read_checkpoint
+from jaxcell.start import import_published, initial_state, started_from
 from jaxcell.system import System
 from jaxcell.systems import build_system
-from jaxcell.training.checkpoint import Checkpoints, latest_step, restore_state
-from jaxcell.training.log import MetricLog, Stopwatch, progress_bar, quiet_libraries
-from jaxcell.training.mesh import describe_devices, make_mesh, replicated, shard_batch, unused_accelerators
-from jaxcell.training.objectives import supervised
-from jaxcell.training.optimizer import make_optimizer
-from jaxcell.training.state import TrainState, init_state, parameter_count, state_digest
+from jaxcell.training.checkpoint import Checkpoints, latest_step
+from jaxcell.training.compile_cache import use_compile_cache
+from jaxcell.training.device_augment import device_augmentation
+from jaxcell.training.lock import only_run_in
+from jaxcell.training.log import MetricLog, Stopwatch, profiled, progress_bar, quiet_libraries
+from jaxcell.training.mesh import (
+    any_process,
+    describe_devices,
+    from_leader,
+    join_processes,
+    make_mesh,
+    on_own_devices,
+    replicated,
+    shard_batch,
+    unused_accelerators,
+)
+from jaxcell.training.objectives import Objective, cross_supervised, supervised
+from jaxcell.training.semi import make_teacher
+from jaxcell.training.state import TrainState, parameter_count, state_digest
 from jaxcell.training.step import make_apply, make_train_step
+from jaxcell.types import Sample
 
-__all__ = ["import_published", "train"]
+__all__ = ["train"]
+
+SCHEMES = ("none", "listen2student", "cross")
 
 SIGTERM_EXIT = 128 + signal.SIGTERM     # what a process ended by SIGTERM reports: schedulers requeue on it
 
@@ -61,102 +77,136 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
 
     Raises:
       ValueError: the config contradicts itself, or is not the one that the workdir's run began with.
-      FloatingPointError: the loss is no longer finite; the last checkpoint is from before.
+      FloatingPointError: updates were not finite `config.train.max_skipped` times in a row.
+      OSError: a checkpoint could not be written.
     """
-    start, workdir = time.monotonic(), Path(workdir)
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    with only_run_in(workdir) if jax.process_index() == 0 else nullcontext():
+        return _train(config, Path(workdir), minutes, allow_cpu)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | None, allow_cpu: bool) -> tuple[TrainState, bool]:
+    start = time.monotonic()
 
     # ---------------------------------------------------------------- devices
+    leader = jax.process_index() == 0       # of several processes the one that writes and prints
     print("devices:", describe_devices(), flush=True)
     if (problem := unused_accelerators()) and not allow_cpu:
         raise SystemExit(f"refusing to train on the CPU in silence: {problem} Pass --cpu to do it all the same.")
-    if jax.process_count() > 1:
-        raise SystemExit(f"{jax.process_count()} processes: training over several hosts is not there yet. Start one process.")
     mesh = make_mesh()
 
     # ---------------------------------------------------------------- system
-    system = build_system(config)
+    system, semi = build_system(config), config.semi
     if config.data.crop % system.divisor:
         raise ValueError(f"config.data.crop={config.data.crop} must be a multiple of {system.divisor} for {config.system}.")
+    targets, objective = scheme_of(config, system)
 
     # ---------------------------------------------------------------- data
     data = config.data
-    train_source = open_source(data.train, root=data.root, cache_gb=data.cache_gb)
-    val_source = open_source(data.val, root=data.root, cache_gb=data.cache_gb)
+    opened = partial(open_source, root=data.root, cache_gb=data.cache_gb, disk_cache=data.disk_cache,
+                     disk_cache_gb=data.disk_cache_gb, unreadable=data.unreadable)
+    train_source, val_source = opened(data.train), opened(data.val)
     print(f"data: {len(train_source)} training and {len(val_source)} validation images", flush=True)
-    batches = make_train_iterator(
-        train_source, targets=system.targets, batch_size=data.batch_size, crop=data.crop, augment=data.augment,
-        normalize=dict(data.normalize), channels=data.channels, planes=tuple(data.planes) or None, reject_empty=data.reject_empty,
-        epoch_fraction=data.epoch_fraction, seed=config.seed, workers=data.workers, prefetch=data.prefetch)
+    reading = partial(
+        make_train_iterator, crop=data.crop, normalize=dict(data.normalize), channels=data.channels,
+        planes=tuple(data.planes) or None, seed=config.seed, workers=data.workers, prefetch=data.prefetch,
+        shard_index=jax.process_index(), shard_count=jax.process_count())
+    batches = reading(train_source, targets=targets, batch_size=data.batch_size, augment=data.augment,
+                      reject_empty=data.reject_empty, epoch_fraction=data.epoch_fraction)
+    unlabelled = None
+    if semi.scheme != "none":
+        source = opened(semi.unlabelled)
+        print(f"data: {len(source)} images without annotation", flush=True)
+        unlabelled = reading(source, targets=no_targets, batch_size=semi.batch_size, augment=semi.augment)
 
     # ---------------------------------------------------------------- optimizer and state
-    transformation, schedule = make_optimizer(config.optimizer)
-
-    def fresh() -> TrainState:
-        return init_state(system.model, transformation, seed=config.seed, image_shape=(1, data.crop, data.crop, data.channels))
-
-    workdir.mkdir(parents=True, exist_ok=True)
+    transformation, schedule, fresh = initial_state(config, system)
     saved = workdir / "checkpoints"
-    save_config(config, workdir, continues=saved.is_dir() and latest_step(saved) is not None)
+    if leader:
+        save_config(config, workdir, continues=saved.is_dir() and latest_step(saved) is not None)
     checkpoints = Checkpoints(workdir, keep=config.train.keep)
     if checkpoints.latest_step() is None:
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
         if config.pretrained:
-            state = with_published(state, system, config.pretrained, mesh)
+            state = started_from(state, system, config.pretrained, mesh)
     else:
-        state, cursor = restore_state(checkpoints.directory, jax.eval_shape(fresh), replicated(mesh))
+        state, cursor = checkpoints.restore(jax.eval_shape(fresh), replicated(mesh))
         batches.set_state(cursor)
+        if unlabelled:
+            unlabelled.set_state(cursor["unlabelled"])
         print(f"continuing from step {int(state.step)}", flush=True)
     print(f"{config.system}: {parameter_count(state.params):,} parameters", flush=True)
 
-    # ---------------------------------------------------------------- the two compiled functions
-    train_step = make_train_step(supervised(system), transformation, mesh)
-    predict = make_predict(system, make_apply(system.model), mesh, config)
+    def cursor_now() -> dict[str, Any]:
+        return batches.get_state() | ({"unlabelled": unlabelled.get_state()} if unlabelled else {})
+
+    # ---------------------------------------------------------------- the compiled functions
+    apply = make_apply(system.model)
+    train_step = make_train_step(objective, transformation, mesh, augment=device_augmentation(data.device_augment),
+                                 average_decay=config.train.average_decay)
+    # Validation is the leader's alone, on its own devices; the others wait for its verdict.
+    own_mesh = make_mesh(jax.local_devices())
+    predict = make_predict(system, apply, own_mesh, config)
+    teach = None
+    if semi.scheme == "listen2student" and system.teaching:
+        teach = make_teacher(system.teaching, apply, mesh, seed=config.seed)
 
     # ---------------------------------------------------------------- loop
     first, last = int(state.step), config.train.steps
     until = min(config.train.stop_step or last, last)
     stopwatch, before = Stopwatch(), None
-    with (MetricLog(workdir, resume_step=first) as log, progress_bar(initial=first, total=last) as bar, stop_signals() as stop):
+    with (MetricLog(workdir, resume_step=first, active=leader) as log,
+          progress_bar(initial=first, total=last, active=leader) as bar, stop_signals() as stop):
 
         def validate(step: int) -> None:
-            if not len(val_source) or (step % config.train.eval_every and step != last) or log.has("val/f1", step):
+            if not len(val_source) or (step % config.train.eval_every and step != last):
                 return
-            samples = (val_source[i] for i in range(min(len(val_source), config.train.eval_images)))
-            report = score_samples(partial(predict, state.variables), samples, picture_count=config.train.images,
-                                   pictures=workdir / "pictures" / f"step_{step:07d}")
-            score = float(np.nan_to_num(report.pooled_f1))      # undefined without cells and predictions
-            best = checkpoints.save_best(state, batches.get_state(), score)
+            score = 0.0
+            if leader:
+                variables = on_own_devices(state.predicting, own_mesh)
+                samples = (val_source[i] for i in range(min(len(val_source), config.train.eval_images)))
+                report = score_samples(partial(predict, variables), samples, picture_count=config.train.images,
+                                       pictures=workdir / "pictures" / f"step_{step:07d}")
+                score = float(np.nan_to_num(report.pooled_f1))      # undefined without cells and predictions
+            score = from_leader(score)
+            best = checkpoints.save_best(state, cursor_now(), score)
             log.write(step, {"val/f1": score})
             bar.write(f"step {step}: validation F1@0.5 {score:.4f} (pooled){', the best so far' if best else ''}")
-            viz.curves(log.path, workdir / "curves.png")
+            if leader:
+                viz.curves(log.path, workdir / "curves.png")
 
-        if first:
+        if first and not log.has("val/f1", first):
             validate(first)     # a run that was killed between the checkpoint and its validation makes up for it
         for step in range(first + 1, until + 1):
-            with stopwatch.waiting_for_data(before):
-                batch, _ = next(batches)
-            state, metrics = train_step(state, shard_batch(batch, mesh))
-            # One step computes while the next one's batch is fetched; no more, or a signal would wait for a whole queue.
-            jax.block_until_ready(before)
-            before = metrics["loss"]
+            with stopwatch.waiting_for_data(before and before.metrics["loss"]):
+                batch, names = next(batches)
+                if unlabelled and step > semi.start_step:
+                    extra, extra_names = next(unlabelled)
+                    names = names + extra_names
+            if unlabelled and step > semi.start_step:
+                batch = (teach(state.predicting, batch, extra, extra_names, step) if teach else
+                         {**batch, "unlabelled": extra["image"]})
+            with profiled(step, config.train.profile, workdir / "profile"):
+                state, metrics = train_step(state, shard_batch(batch, mesh))
+                # One step computes while the next one's batch is fetched; no more, or a signal would wait for a whole queue.
+                report_skipped(before, workdir, bar, most=config.train.max_skipped)
+            before = Step(step, metrics, names)
             bar.update()
 
             timed_out = minutes is not None and time.monotonic() - start > 60 * minutes
-            leaving = bool(stop) or timed_out or step == until
+            leaving = any_process(bool(stop) or timed_out, mesh) or step == until
             due = step % config.train.checkpoint_every == 0 or step % config.train.eval_every == 0 or leaving
+            if due:     # what is not finite must not end as the last good checkpoint's neighbour unnoticed
+                report_skipped(before, workdir, bar, most=config.train.max_skipped)
+                before = None
             if due or step % config.train.log_every == 0:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 values |= {"learning_rate": float(schedule(step - 1))} | stopwatch.read(data.batch_size)
                 log.write(step, values)
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['images_per_second']:.1f} images/s, "
                                     f"{values['data_wait_share']:.0%} waiting for data", refresh=False)
-                if not np.isfinite(values["loss"] + values["grad_norm"]):
-                    raise FloatingPointError(
-                        f"step {step}: the loss is {values['loss']}, the gradient's norm {values['grad_norm']}; stopped. The "
-                        f"last checkpoint, step {checkpoints.latest_step()}, is from before. Start a new workdir with a lower "
-                        "config.optimizer.schedule.base or with config.optimizer.clip_norm.")
             if due:
-                checkpoints.save(state, batches.get_state())
+                checkpoints.save(state, cursor_now())
                 if not stop:
                     validate(step)
                     stopwatch.read(data.batch_size)     # saving and validating are not training time
@@ -165,55 +215,70 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, minutes: fl
 
         # ------------------------------------------------------------ end
         checkpoints.close()
-        if log.path.stat().st_size:
+        if leader and log.path.stat().st_size:
             viz.curves(log.path, workdir / "curves.png")
-    batches.close()
+    for iterator in (batches, unlabelled):
+        if iterator:
+            iterator.close()
     print(f"step {int(state.step)} of {last}, saved in {checkpoints.directory}", flush=True)
-    print(f"state sha256: {state_digest(state, batches.get_state())}", flush=True)
+    print(f"state sha256: {state_digest(state, cursor_now())}", flush=True)
     return state, bool(stop) and int(state.step) < last
 
 
-def with_published(state: TrainState, system: System, path: str | Path, mesh: Mesh) -> TrainState:
-    """The state with parameters and statistics of a published checkpoint; every array is accounted for.
+class Step(NamedTuple):
+    """One step on its way: its number, metrics that may not be computed yet, and the names of this process's samples."""
 
-    Args:
-      state: of this network; its step, optimizer state and rng stay.
-      system: whose importer is used.
-      path: a PyTorch .pt or .pth, .safetensors or .npz file.
-
-    Raises:
-      ValueError: the system has no importer, or the checkpoint is of another network.
-    """
-    if system.load is None:
-        raise ValueError(f"{path}: this system has no published checkpoints that could be loaded; leave config.pretrained empty.")
-    loaded = jax.device_put(system.load(read_checkpoint(path), state.variables), replicated(mesh))
-    return replace(state, params=loaded["params"], batch_stats=loaded["batch_stats"])
+    number: int
+    metrics: dict[str, jax.Array]
+    names: list[str]
 
 
-def import_published(config: ml_collections.ConfigDict, path: str | Path, workdir: str | Path) -> None:
-    """Makes a workdir of a published checkpoint, from which `evaluate` and `predict` work as from a trained one.
-
-    Args:
-      config: of the network that the checkpoint is of.
-      path: see `with_published`.
-      workdir: must hold no run yet.
+def report_skipped(step: Step | None, workdir: Path, bar: Any, *, most: int) -> None:
+    """Waits for a step and, if its update was skipped, says which samples it had: on the terminal and in `skipped.jsonl`.
 
     Raises:
-      ValueError: see `with_published`; or the workdir holds a run.
+      FloatingPointError: it was the `most`-th in a row.
     """
-    system, mesh = build_system(config), make_mesh()
-    transformation, _ = make_optimizer(config.optimizer)
-    shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    state = jax.jit(lambda: init_state(system.model, transformation, seed=config.seed, image_shape=shape))()
-    state = with_published(state, system, path, mesh)
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, keep=1)
-    if checkpoints.latest_step() is not None:
-        raise ValueError(f"{workdir} holds a run already; name a new --workdir.")
-    save_config(config, workdir, continues=False)
-    checkpoints.save(state, {"batches": 0})
-    checkpoints.close()
-    print(f"{config.system}: {parameter_count(state.params):,} parameters of {path} -> {workdir}")
+    if step is None or not (in_a_row := int(step.metrics["skipped_in_a_row"])):
+        return
+    facts = {key: float(value) for key, value in jax.device_get(step.metrics).items()}
+    wrong = ", ".join(f"{key} {value}" for key, value in facts.items() if not np.isfinite(value))
+    bar.write(f"step {step.number}: not finite: {wrong}; update skipped ({in_a_row} in a row). Samples: {', '.join(step.names)}")
+    with (workdir / "skipped.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step.number, "in_a_row": in_a_row, "not_finite": wrong, "samples": step.names}) + "\n")
+    if in_a_row >= most:
+        raise FloatingPointError(
+            f"step {step.number}: {in_a_row} updates in a row were not finite ({wrong}); stopped. Parameters are those of step "
+            f"{step.number - in_a_row}, the checkpoints are whole, and {workdir}/skipped.jsonl names the samples. Look at them, "
+            "or start a new workdir with a lower config.optimizer.schedule.base or with config.optimizer.clip_norm.")
+
+
+def scheme_of(config: ml_collections.ConfigDict, system: System) -> tuple[Callable[..., Any], Objective]:
+    """(targets of annotated samples, objective) of `config.semi.scheme`.
+
+    Raises:
+      ValueError: an unknown scheme, or one that this system or config cannot serve.
+    """
+    semi = config.semi
+    if semi.scheme not in SCHEMES:
+        raise ValueError(f"config.semi.scheme={semi.scheme!r} is unknown; known are {', '.join(SCHEMES)}.")
+    if semi.scheme != "none" and (not semi.unlabelled or semi.batch_size < 1):
+        raise ValueError(f"config.semi.scheme={semi.scheme!r} needs images: name sources in config.semi.unlabelled and set "
+                         "config.semi.batch_size.")
+    if semi.scheme == "cross":
+        return system.targets, cross_supervised(system, weight=semi.weight)
+    if semi.scheme == "listen2student":
+        if system.teaching is None or not config.train.average_decay:
+            raise ValueError(f"config.semi.scheme='listen2student': {config.system} "
+                             + ("cannot learn from a teacher." if system.teaching is None else
+                                "learns from the running average of itself; set config.train.average_decay, such as 0.999."))
+        return partial(system.teaching.targets, None), supervised(system, loss=system.teaching.loss)
+    return system.targets, supervised(system)
+
+
+def no_targets(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Of an image without annotation."""
+    return {}
 
 
 @contextmanager
@@ -256,6 +321,12 @@ def run() -> None:
                                  flag_values=values)
     cpu = flags.DEFINE_bool("cpu", False, "Train on the CPU although the machine has an accelerator that jax does not see.",
                             flag_values=values)
+    cache = flags.DEFINE_string("compile_cache", None, "Folder for compiled programs, which must be yours alone; '' for none, "
+                                "default: below ~/.cache/jaxcell.", flag_values=values)
+    coordinator = flags.DEFINE_string("coordinator", "", "Of a run of several processes: host:port of process 0, or 'auto' "
+                                      "(SLURM, Open MPI, GKE, TPU pods).", flag_values=values)
+    processes = flags.DEFINE_integer("processes", 0, "How many, if the coordinator is named.", flag_values=values)
+    process = flags.DEFINE_integer("process", -1, "Number of this one, if the coordinator is named.", flag_values=values)
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(f"usage: jaxcell train --config FILE[:VARIANT] --workdir DIR [options] [--config.a.b=c ...]\n\n{__doc__}\n"
               f"{values.get_help()}")
@@ -267,6 +338,8 @@ def run() -> None:
         problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
         raise ValueError(f"{problem}; see --help.")
     quiet_libraries()
+    join_processes(coordinator=coordinator.value, processes=processes.value, process=process.value)
+    use_compile_cache(cache.value)
     if published.value:
         import_published(config.value, published.value, str(workdir.value))
         return

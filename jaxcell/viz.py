@@ -1,10 +1,11 @@
-"""Pictures: cells over their image, truth beside prediction, training curves."""
+"""Pictures: cells over their image, truth beside prediction, contact sheets of data sets, training curves."""
 
 from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxcell.metrics.matching import optimal_matching, overlap_table
 from jaxcell.types import Instances
 
-__all__ = ["curves", "overlay", "save_png", "to_rgb"]
+__all__ = ["Tile", "contact_sheet", "curves", "overlay", "save_png", "to_rgb"]
 
 Colour = tuple[int, int, int]
 
@@ -162,6 +163,95 @@ def _captioned(picture: np.ndarray, words: Sequence[tuple[str, Colour]]) -> np.n
         draw.text((x, 14), text, fill=colour, font=font, anchor="lm")
         x += font.getlength(text) + size
     return np.concatenate([np.asarray(strip), picture])
+
+
+# ---------------------------------------------------------------------------------------------------------- contact sheets
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One picture of a contact sheet.
+
+    Attributes:
+      image: [H, W] or [H, W, C], any number type; see `to_rgb`.
+      cells: of the image, or None.
+      lines: text below it, each cut off where it is longer than the tile is wide.
+    """
+
+    image: np.ndarray
+    cells: Instances | None
+    lines: Sequence[str]
+
+
+def contact_sheet(tiles: Iterable[Tile], *, size: int = 256, columns: int | None = None, stretch: bool = True) -> np.ndarray:
+    """A grid of images with the outlines of their cells and a few words below each.
+
+    Of one tile at a time more than its picture is held, so that an iterator may read large images.
+
+    Args:
+      tiles: at least one. Cells that overlap keep both outlines.
+      size: pixels of the longer side of an image in its tile, be it smaller or larger.
+      columns: of the grid; by default about as many as make it one and a half times as wide as high.
+      stretch: contrast, as `to_rgb` does. False shows grey or colour images in [0, 1] as they are.
+
+    Returns:
+      [rows, columns, 3] uint8.
+
+    Raises:
+      ValueError: no tiles.
+    """
+    pictures = [_tile(tile, size=size, stretch=stretch) for tile in tiles]
+    if not pictures:
+        raise ValueError("contact_sheet: no tiles; at least one image is needed.")
+    columns = columns or min(len(pictures), max(1, round((1.5 * len(pictures)) ** 0.5)))
+    rows = [pictures[start:start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(map(len, row)) + _GAP for row in rows]
+    sheet = np.full((sum(heights) + _GAP, columns * (size + _GAP) + _GAP, 3), _PAPER, np.uint8)
+    for row, bottom, height in zip(rows, np.cumsum(heights).tolist(), heights, strict=True):
+        for column, picture in enumerate(row):
+            y, x = _GAP + bottom - height, _GAP + column * (size + _GAP)
+            sheet[y:y + len(picture), x:x + size] = picture
+    return sheet
+
+
+def _tile(tile: Tile, *, size: int, stretch: bool) -> np.ndarray:
+    """The image, at most [size, size, 3] uint8, with its lines below."""
+    height, width = tile.image.shape[:2]
+    scale = size / max(height, width)
+    rgb = to_rgb(tile.image) if stretch or (tile.image.ndim == 3 and tile.image.shape[2] not in (1, 3)) else _as_it_is(tile.image)
+    shown = max(1, round(width * scale)), max(1, round(height * scale))
+    drawn = cv2.resize(rgb, shown, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    if tile.cells is not None:
+        _draw_outlines(drawn, tile.cells, scale)
+    picture = np.full((shown[1] + 18 * len(tile.lines) + 4, size, 3), _PAPER, np.uint8)
+    picture[:shown[1], :shown[0]] = drawn
+    return _lettered(picture, tile.lines, top=shown[1] + 2)
+
+
+def _as_it_is(image: np.ndarray) -> np.ndarray:
+    planes = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).reshape(*image.shape[:2], -1)
+    return np.repeat(planes, 3, axis=2) if planes.shape[2] == 1 else planes
+
+
+def _draw_outlines(canvas: np.ndarray, cells: Instances, scale: float) -> None:
+    """Lines through the outermost pixels of every cell, `scale` canvas pixels per image pixel; on `canvas` itself."""
+    bits = 4        # OpenCV takes fractions of a pixel as integers
+    for (y0, x0, _, _), mask, colour in zip(cells.boxes.tolist(), cells.masks, _distinct(len(cells)), strict=True):
+        lines, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x0, y0))
+        scaled = [np.rint(((line + 0.5) * scale - 0.5) * (1 << bits)).astype(np.int32) for line in lines]
+        cv2.polylines(canvas, scaled, True, colour, 1, cv2.LINE_AA, bits)
+
+
+def _lettered(picture: np.ndarray, lines: Sequence[str], *, top: int) -> np.ndarray:
+    font, width = ImageFont.load_default(12), picture.shape[1]
+    page = Image.fromarray(picture)
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        text = line
+        while len(text) > 3 and font.getlength(text) > width:
+            text = text.removesuffix("...")[:-1] + "..."
+        draw.text((0, top + 18 * number), text, fill=_INK, font=font)
+    return np.asarray(page)
 
 
 # ---------------------------------------------------------------------------------------------------------------- curves

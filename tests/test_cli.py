@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jaxcell import cli
+from jaxcell.training import mesh
 
 
 def call(monkeypatch, *arguments: str) -> int:
@@ -22,7 +23,7 @@ def test_doctor_tells_versions_and_devices_and_tests_itself(monkeypatch, capsys)
 
 
 def test_doctor_is_loud_about_an_unused_accelerator(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "unused_accelerators", lambda: "an NVIDIA GPU driver is present, but jax sees only the CPU.")
+    monkeypatch.setattr(mesh, "unused_accelerators", lambda: "an NVIDIA GPU driver is present, but jax sees only the CPU.")
     assert call(monkeypatch, "doctor") == 1
     assert "PROBLEM: an NVIDIA GPU" in capsys.readouterr().err
 

@@ -113,3 +113,32 @@ def test_png_and_curves(tmp_path):
 
 def test_running_mean_is_centred():
     np.testing.assert_allclose(viz._smooth(np.arange(20.0), 6), np.arange(20.0))
+
+
+def test_a_contact_sheet_shows_every_image_with_its_outlines():
+    cells = squares((5, 5, 25, 25), (15, 15, 35, 35))
+    tiles = [viz.Tile(np.zeros((40, 40), np.uint8), cells, ["one", "2 cells"]),
+             viz.Tile(np.zeros((10, 40, 3), np.uint8), None, ["two"]),
+             viz.Tile(np.zeros((400, 400, 5), np.uint16), squares(shape=(400, 400)), [])]
+    sheet = viz.contact_sheet(iter(tiles), size=80, columns=2)
+    first, below = 80 + 2 * 18 + 4, 80 + 4
+    assert sheet.shape == (8 + first + 8 + below + 8, 8 + 80 + 8 + 80 + 8, 3)
+    drawn = sheet[8:88, 8:88].any(-1)
+    assert drawn[11, 12:50].all() and drawn[12:50, 11].all()
+    assert drawn[69, 32:70].all() and drawn[32:70, 69].all()                # of the other, which overlaps
+    assert not drawn[14:28, 14:28].any() and not drawn[:9].any()
+    assert not sheet[8:28, 96:176].any()                                   # four times as wide as high
+    letters = (sheet > 200).all(-1)
+    assert letters[90:126, 8:88].any() and letters[30:50, 96:176].any() and not letters[60:128, 96:176].any()
+    assert not sheet[8 + first + 8:8 + first + 88, 8:88].any()
+
+
+def test_a_contact_sheet_of_what_training_sees_is_not_stretched():
+    image = np.full((20, 20, 1), 0.5, np.float32)
+    image[0, 0] = 0.6
+    sheet = viz.contact_sheet([viz.Tile(image, None, [])], size=20, stretch=False)
+    assert (sheet[12:24, 12:24] == 128).all()
+    long = viz.contact_sheet([viz.Tile(image, None, ["a name that is far too long for so small a tile"])], size=40)
+    assert long.shape[1] == 56
+    with pytest.raises(ValueError, match="no tiles"):
+        viz.contact_sheet([])

@@ -7,19 +7,22 @@ number of workers nor what they prepare in advance changes a single value.
 from __future__ import annotations
 
 import dataclasses
-import math
+import multiprocessing
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
 
-from jaxcell.data.augment import POLICIES, Policy, apply_steps, random_crop
+from jaxcell.data.augment import POLICIES, Policy, apply_mix, apply_steps, cut
 from jaxcell.data.normalize import Curve, fit_normalizer
 from jaxcell.data.sources import Source
 from jaxcell.types import Sample
@@ -30,6 +33,7 @@ Batch = dict[str, np.ndarray]
 Targets = Callable[[Sample, np.random.Generator], Mapping[str, np.ndarray]]
 
 ORDER, EXAMPLE = 0, 1      # what a random stream is for: its first number after the seed
+KILLED = "Worker process was terminated unexpectedly with exit code"        # how grain's error begins
 
 
 def make_train_iterator(source: Source, *, targets: Targets, batch_size: int, crop: int, normalize: Mapping[str, Any],
@@ -54,14 +58,14 @@ def make_train_iterator(source: Source, *, targets: Targets, batch_size: int, cr
       threads: threads of each of these processes.
       prefetch: batches prepared in advance by each of them.
       shard_index: number of this host.
-      shard_count: number of hosts; host k takes samples k, k + shard_count, ... of every batch.
+      shard_count: number of hosts; host k takes the k-th part of every batch, as the devices of a mesh do.
 
     Returns:
       Iterator over (batch, names): batch has "image" [b, crop, crop, channels] float32 and the stacked targets, b = batch_size /
       shard_count; names are those of the b samples.
 
     Raises:
-      ValueError: unknown policy, or sizes that do not fit.
+      ValueError: unknown policy, or sizes that do not fit; while iterating: a worker was killed.
       RuntimeError: while iterating; its first line says which sample is wrong, and what is.
     """
     if isinstance(augment, str) and augment not in POLICIES:
@@ -77,7 +81,9 @@ def make_train_iterator(source: Source, *, targets: Targets, batch_size: int, cr
     example = partial(_example, source=source, curves={}, targets=targets, crop=crop, normalize=dict(normalize),
                       channels=channels, planes=planes, policy=policy, reject_empty=reject_empty,
                       epoch_length=max(1, round(epoch_fraction * len(source))), seed=seed)
-    batch_at = partial(_batch, example=example, positions=range(shard_index, batch_size, shard_count), batch_size=batch_size)
+    share = batch_size // shard_count
+    batch_at = partial(_batch, example=example, positions=range(shard_index * share, (shard_index + 1) * share),
+                       batch_size=batch_size)
     return TrainIterator(grain.MapDataset.range(sys.maxsize).map(batch_at), workers=workers, threads=threads, prefetch=prefetch)
 
 
@@ -94,7 +100,14 @@ class TrainIterator(grain.DatasetIterator):
     def __next__(self) -> tuple[Batch, list[str]]:
         if self._ahead is None:
             self._ahead = self._start()
-        batch = next(self._ahead)
+        try:
+            batch = next(self._ahead)
+        except RuntimeError as error:
+            if not str(error).startswith(KILLED):
+                raise
+            self._ahead.close()         # ends the other workers
+            self._ahead = None
+            raise ValueError(_ended(self._workers, str(error), self._taken)) from error
         self._taken += 1
         return batch
 
@@ -103,7 +116,8 @@ class TrainIterator(grain.DatasetIterator):
         if self._workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()        # grain reads its own flags, which only absl's app.run would have parsed
-            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1))
+            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
+            ahead = ahead.mp_prefetch(options, worker_init_fn=_watch_parent)
         iterator = iter(ahead)
         weakref.finalize(self, iterator.close)      # also when the program ends: grain's own clean-up then comes too late
         return iterator
@@ -124,6 +138,26 @@ class TrainIterator(grain.DatasetIterator):
         self._closed = True
 
 
+def _ended(workers: int, error: str, batch: int) -> str:
+    """What to tell when a worker has ended."""
+    code = error.removeprefix(KILLED).split(".")[0].strip()
+    return (f"config.data.workers={workers}: a worker process ended with exit code {code} before batch {batch} (-9: the system "
+            "ended it, as when memory runs out; -7: /dev/shm is full, as in a container without --shm-size). Use fewer workers, "
+            "a smaller config.data.cache_gb, which each of them may fill, or a larger /dev/shm; the same command then continues "
+            "from the last checkpoint.")
+
+
+def _watch_parent(worker: int, workers: int) -> None:
+    """Ends this worker when the training process is gone: one that was killed cannot tell its workers to stop."""
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @lru_cache(maxsize=8)
 def order_of_epoch(seed: int, epoch: int, length: int) -> np.ndarray:
     """[length] int64, the order in which an epoch visits the samples."""
@@ -132,6 +166,7 @@ def order_of_epoch(seed: int, epoch: int, length: int) -> np.ndarray:
 
 def _batch(number: int, *, example: Callable[[int], tuple[Mapping[str, np.ndarray], str]], positions: range, batch_size: int
            ) -> tuple[Batch, list[str]]:
+    cv2.setNumThreads(1)        # the cores are shared by batches: threads inside would only disturb the others and the training
     examples, names = zip(*(example(number * batch_size + position) for position in positions), strict=True)
     return {key: np.stack([arrays[key] for arrays in examples]) for key in examples[0]}, list(names)
 
@@ -143,24 +178,32 @@ def _example(position: int, *, source: Source, curves: dict[int, Curve], targets
     epoch, place = divmod(position, epoch_length)
     index = int(order_of_epoch(seed, epoch, len(source))[place])
     rng = np.random.default_rng((seed, EXAMPLE, position))
+
+    def crop_of(index: int, rng: np.random.Generator) -> Sample:
+        with _naming(source.names[index]):
+            sample = source[index]
+            if index not in curves:     # statistics of the whole image are taken once; what is kept is a few numbers
+                curves[index] = fit_normalizer(sample.image, normalize, channels=channels, planes=planes)
+            return cut(sample, rng, policy, size=crop, normalize=curves[index], reject_empty=reject_empty)
+
+    sample = crop_of(index, rng)
     with _naming(source.names[index]):
-        sample = source[index]
-        if index not in curves:     # statistics of the whole image are taken once; what is kept is a few numbers
-            curves[index] = fit_normalizer(sample.image, normalize, channels=channels, planes=planes)
-        # Cut first: pixels that nobody will see need not be normalised.
-        sample = random_crop(sample, rng, size=math.ceil(policy.reach * crop), reject_empty=reject_empty, pad=False)
-        sample = dataclasses.replace(sample, image=curves[index](sample.image))
-        sample = apply_steps(sample, rng, policy.before)
-        sample = random_crop(sample, rng, size=crop, reject_empty=reject_empty)
+        sample = apply_mix(sample, rng, policy.mix, lambda rng: crop_of(int(rng.integers(len(source))), rng))
         sample = apply_steps(sample, rng, policy.after)
         labels = None if sample.labels is None else np.ascontiguousarray(sample.labels)
         sample = dataclasses.replace(sample, image=np.ascontiguousarray(sample.image), labels=labels)
         return {"image": sample.image, **targets(sample, rng)}, sample.name
 
 
+class _SampleError(RuntimeError):
+    """An error that names its sample."""
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
+    except _SampleError:        # of a sample that was mixed in
+        raise
     except Exception as error:
-        raise RuntimeError(f"sample {name!r}: {type(error).__name__}: {error}") from error
+        raise _SampleError(f"sample {name!r}: {type(error).__name__}: {error}") from error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -14,10 +14,17 @@ from pycocotools import mask as coco_mask
 from jaxcell.export.fields import cell_fields
 from jaxcell.types import Instances
 
-__all__ = ["coco_writer", "decode_rle", "encode_rle", "read_coco"]
+__all__ = ["CocoAdd", "coco_writer", "decode_rle", "encode_rle", "read_coco"]
 
 CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
 STANDARD = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd", "score", "cell_id"}
+
+
+class CocoAdd(Protocol):
+    """Adds the cells of one image to a file."""
+
+    def __call__(self, name: str, instances: Instances, ignore: np.ndarray | None = None) -> None:
+        """See `coco_writer`."""
 
 
 def encode_rle(mask: np.ndarray, box: Sequence[int], shape: tuple[int, int]) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def decode_rle(rle: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], np.nd
 
 
 @contextmanager
-def coco_writer(path: str | Path) -> Iterator[Callable[[str, Instances], None]]:
+def coco_writer(path: str | Path) -> Iterator[CocoAdd]:
     """Writes a COCO file image by image, so that memory does not grow with their number.
 
     The file appears under its name when the block ends, also by an error: it then holds the images added so far. It has "images"
@@ -84,16 +91,18 @@ def coco_writer(path: str | Path) -> Iterator[Callable[[str, Instances], None]]:
     `cell_fields`) under their own names.
 
     Yields:
-      add(file name, instances).
+      add(file name, instances, ignore): `ignore` [H, W] bool becomes a crowd region (iscrowd 1), None is none.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     images: list[dict[str, Any]] = []
     count = 0
     with open(part, "w", encoding="utf-8") as file:
-        def add(name: str, instances: Instances) -> None:
+        def add(name: str, instances: Instances, ignore: np.ndarray | None = None) -> None:
             nonlocal count
             entries = _annotations(instances, image_id=len(images) + 1, first_id=count + 1)
+            if ignore is not None and ignore.any():
+                entries.append(_crowd(ignore, image_id=len(images) + 1, number=count + len(entries) + 1))
             text = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)   # all or nothing of an image
             file.write((",\n" if count and entries else "") + text)
             images.append(_image(len(images) + 1, name, instances))
@@ -165,6 +174,15 @@ def _annotations(instances: Instances, *, image_id: int, first_id: int) -> list[
                  "bbox": [x0, y0, x1 - x0, y1 - y0], "score": _plain(instances.scores[i])}
         entries.append(entry | {key: _plain(value[i]) for key, value in fields.items()})
     return entries
+
+
+def _crowd(mask: np.ndarray, *, image_id: int, number: int) -> dict[str, Any]:
+    """The annotation of a region [H, W] whose pixels count neither as cells nor as background."""
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return {"id": number, "image_id": image_id, "category_id": 1, "iscrowd": 1,
+            "segmentation": encode_rle(mask, (0, 0, height, width), (height, width)), "area": int(mask.sum()),
+            "bbox": [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]}
 
 
 def _plain(value: np.ndarray) -> Any:

@@ -7,59 +7,75 @@ x sin), and the parameter runs once around the contour while t goes from 0 to 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["absolute_locations", "contours_from_fourier", "fit_fourier", "order_weights", "scale_contours", "scale_fourier",
-           "uniform_sampling"]
+__all__ = ["absolute_locations", "contours_from_fourier", "fit_fourier", "fit_fouriers", "order_weights", "scale_contours",
+           "scale_fourier", "uniform_sampling"]
 
 _SEGMENT_EPSILON = 1e-6   # pixels; keeps two equal neighbouring points from dividing by zero
 
 
 def fit_fourier(outline: np.ndarray, order: int, *, closed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Fits an elliptic Fourier series to a polygon.
+    """`fit_fouriers` of a single outline [P, 2]: fourier [O, 4] and location [2]."""
+    fourier, locations = fit_fouriers([outline], order, closed=closed)
+    return fourier[0], locations[0]
+
+
+def fit_fouriers(outlines: Sequence[np.ndarray], order: int, *, closed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Fits an elliptic Fourier series to each of n polygons, all at once.
 
     Args:
-      outline: [P, 2] points (y, x), P >= 1, the first not repeated at the end.
+      outlines: n polygons [P, 2] of points (y, x), P >= 1 and different for each, the first point not repeated at the end.
       order: number of harmonics O >= 1; a lower order is a prefix of a higher one.
       closed: include the segment from the last point back to the first. The released networks were trained without it.
 
     Returns:
-      fourier [O, 4] and location [2], float32, in the outline's units. A single point has zero coefficients.
+      fourier [n, O, 4] and locations [n, 2], float32, in the outlines' units. A single point has zero coefficients.
 
     Raises:
-      ValueError: if the outline is not [P, 2] with P >= 1, or order < 1.
+      ValueError: if an outline is not [P, 2] with P >= 1, or order < 1.
 
     Source: Kuhl and Giardina 1982, "Elliptic Fourier features of a closed contour"; FZJ-INM1-BDA/celldetection, data/cpn.py
       `efd`: PyPI 0.4.9 for `closed=False`, 92ad83f for `closed=True`.
     """
-    if outline.ndim != 2 or outline.shape[1] != 2 or len(outline) < 1:
-        raise ValueError(f"fit_fourier: outline has shape {outline.shape}; it must be [P, 2] with P >= 1. "
-                         "Drop empty outlines first.")
+    for outline in outlines:
+        if outline.ndim != 2 or outline.shape[1] != 2 or len(outline) < 1:
+            raise ValueError(f"fit_fouriers: an outline has shape {outline.shape}; it must be [P, 2] with P >= 1. "
+                             "Drop empty outlines first.")
     if order < 1:
-        raise ValueError(f"fit_fourier: order is {order}; it must be at least 1.")
-    points = outline.astype(np.float64)
-    if closed or len(points) == 1:
-        points = np.concatenate([points, points[:1]])
-    steps = np.diff(points, axis=0)                                        # [P, 2]
-    lengths = np.sqrt((steps**2).sum(axis=1)) + _SEGMENT_EPSILON           # [P]
-    ends = np.cumsum(lengths)
-    starts = np.concatenate([[0.0], ends[:-1]])
-    total = ends[-1]
-    slopes = steps / lengths[:, None]
+        raise ValueError(f"fit_fouriers: order is {order}; it must be at least 1.")
+    if not outlines:
+        return np.zeros((0, order, 4), np.float32), np.zeros((0, 2), np.float32)
+    paths = [np.concatenate([line, line[:1]]) if closed or len(line) == 1 else line for line in outlines]
+    points = np.concatenate(paths).astype(np.float64)                      # [Q, 2], one path after another
+    counts = np.asarray([len(path) for path in paths])
+    firsts = np.cumsum(counts) - counts
+    steps = np.diff(points, axis=0, append=points[-1:])                    # [Q, 2] from each point to the next
+    lengths = np.sqrt((steps**2).sum(axis=1)) + _SEGMENT_EPSILON
+    lasts = firsts + counts - 1
+    steps[lasts], lengths[lasts] = 0, 0                                    # there is none from one path to the next
+    totals = np.add.reduceat(lengths, firsts)[:, None]                     # [n, 1]
+    # Mean of a polygon over its arc length: each segment counts by its middle.
+    locations = np.add.reduceat((points + steps / 2) * lengths[:, None], firsts) / totals
 
-    harmonics = np.arange(1, order + 1)[:, None]                           # [O, 1]
-    phase = 2 * np.pi * harmonics * np.concatenate([[0.0], ends]) / total  # [O, P + 1]
-    scale = total / (2 * np.pi**2 * harmonics**2)
-    cos = scale * (np.diff(np.cos(phase), axis=1) @ slopes)                # [O, 2], the columns y and x
-    sin = scale * (np.diff(np.sin(phase), axis=1) @ slopes)
-    fourier = np.stack([cos, sin], axis=-1).reshape(order, 4)
-
-    # Mean of the polygon over its arc length: each segment is a line through its end with the segment's slope.
-    intercepts = points[1:] - slopes * ends[:, None]
-    mean = (slopes * (ends**2 - starts**2)[:, None] / 2 + intercepts * lengths[:, None]).sum(axis=0) / total
-    return fourier.astype(np.float32), mean.astype(np.float32)
+    # Each segment adds slope * (wave at its end - wave at its start). Summed by points instead of by segments that is
+    # wave * (slope before the point - slope after it), which leaves out the points where an outline goes straight on.
+    slopes = steps / np.maximum(lengths, _SEGMENT_EPSILON)[:, None]
+    bends = np.diff(slopes, axis=0, prepend=np.zeros((1, 2)))
+    kept = bends.any(axis=1)
+    kept[firsts] = True
+    starts = np.cumsum(lengths) - lengths
+    turns = (starts - np.repeat(starts[firsts], counts)) / np.repeat(totals[:, 0], counts)
+    wave = np.exp(2j * np.pi * turns[kept])                                # the first harmonic; the others are its powers
+    waves = np.cumprod(np.broadcast_to(wave, (order, len(wave))), axis=0)  # [O, Q]
+    places = (np.cumsum(kept) - 1)[firsts]
+    sums = [np.add.reduceat(waves * -bend, places, axis=1) for bend in bends[kept].T]      # y, x: [O, n] cos + i sin
+    scale = totals / (2 * np.pi**2 * np.arange(1, order + 1) ** 2)         # [n, O]
+    fourier = np.stack([part for sum_ in sums for part in (sum_.real.T * scale, sum_.imag.T * scale)], axis=-1)
+    return fourier.astype(np.float32), locations.astype(np.float32)
 
 
 def contours_from_fourier(fourier: Any, locations: Any, sampling: Any) -> Any:
@@ -86,12 +102,8 @@ def contours_from_fourier(fourier: Any, locations: Any, sampling: Any) -> Any:
     basis = xp.reshape(basis, (*basis.shape[:-3], 2 * order, basis.shape[-1]))
     coefficients = xp.reshape(fourier, (*lead, order, 2, 2))                                             # order, axis, cos/sin
     coefficients = xp.reshape(xp.moveaxis(coefficients, -2, -3), (*lead, 2, 2 * order))
-    if basis.ndim == 2:   # one product for all contours instead of one each
-        flat = xp.reshape(coefficients, (-1, 2 * order)) @ basis
-        offsets = xp.reshape(flat, (*lead, 2, basis.shape[-1]))
-    else:
-        offsets = coefficients @ basis
-    return locations[..., None, :] + xp.moveaxis(offsets, -1, -2)
+    # numpy takes a small product for each contour: one for all would start threads that wait busily beside the training step
+    return locations[..., None, :] + xp.moveaxis(coefficients @ basis, -1, -2)
 
 
 def uniform_sampling(points: int) -> np.ndarray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcell.data.images import SUFFIXES, annotation_stems, read_image, read_pixel_size, readable_files
+from jaxcell.data.images import SUFFIXES, annotation_stems, ending_of, open_image, readable_files, stem_of
 from jaxcell.export.coco import coco_writer
 from jaxcell.export.labels import write_label_tiff
 from jaxcell.export.table import cell_table, table_writer
@@ -39,12 +39,12 @@ def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
     found: dict[Path, None] = {}
     for path in paths:
-        if not path.is_dir():
+        if not path.is_dir() or ending_of(path):       # (`x.zarr` is a folder, and an image)
             found[path] = None
             continue
         images = readable_files(path)
-        taken = annotation_stems(p.stem for p in images)
-        images = [p for p in images if p.stem not in taken]
+        taken = annotation_stems(map(stem_of, images))
+        images = [p for p in images if stem_of(p) not in taken]
         if not images:
             raise ValueError(f"no images in {path}: none of its files ends in {', '.join(SUFFIXES)}. Name the folder that "
                              "holds them.")
@@ -62,9 +62,10 @@ def output_names(files: Sequence[Path]) -> list[str]:
     Raises:
       ValueError: names are still not unique.
     """
-    counts = Counter(file.stem for file in files)
+    counts = Counter(map(stem_of, files))
     folder = os.path.commonpath([file.absolute().parent for file in files])
-    names = [file.stem if counts[file.stem] == 1 else "_".join(file.absolute().relative_to(folder).parts) for file in files]
+    names = [stem_of(file) if counts[stem_of(file)] == 1 else "_".join(file.absolute().relative_to(folder).parts)
+             for file in files]
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise ValueError(f"the results of several files would be called {twice[0]!r}; rename one or predict the folders apart.")
@@ -72,7 +73,7 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 
 def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path, *, predict: Callable[[np.ndarray], Instances],
-                  pixel_size: float | None = None, progress: bool = True) -> int:
+                  select: Mapping[str, int | str] | None = None, pixel_size: float | None = None, progress: bool = True) -> int:
     """Finds the cells of image files and writes them down.
 
     For every image `<name>_labels.tif` (32-bit label image; where cells overlap, a pixel belongs to one of them) and
@@ -84,6 +85,7 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
       inputs: image files and folders of them, see `find_images`.
       out_dir: folder for the results, made if absent; files of an earlier run are replaced.
       predict: image [H, W, C] as stored in the file -> Instances.
+      select: of files with more axes than an image, such as {"T": 0, "Z": "max"}, see `read_image`.
       pixel_size: micrometres per pixel of all images, for the table and the label images; None takes each file's own, where it
         has one that can be trusted (see `read_pixel_size`).
       progress: show a progress bar.
@@ -98,7 +100,7 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
     names = output_names(files)
     if beside := [file for file in files if file.absolute().parent.resolve() == out.resolve()]:
         raise ValueError(f"the results would go to {out}, where {beside[0].name} comes from: a file such as "
-                         f"{beside[0].stem}_labels.tif may be your own annotation. Name another folder.")
+                         f"{stem_of(beside[0])}_labels.tif may be your own annotation. Name another folder.")
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}
     cells = 0
@@ -107,13 +109,13 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
         for file, name in bar:
             bar.set_postfix_str(f"{cells} cells so far, now {file.name}")
             try:
-                image = read_image(file)
+                with open_image(file, select=select) as opened:
+                    image, size = opened.read(), pixel_size or opened.pixel_size
                 instances = predict(image)
-                size = read_pixel_size(file) if pixel_size is None else pixel_size
-                table = cell_table(instances, image, name=file.name if name == file.stem else name, pixel_size=size)
+                table = cell_table(instances, image, name=file.name if name == stem_of(file) else name, pixel_size=size)
                 write_label_tiff(out / f"{name}_labels.tif", instances_to_labels(instances), pixel_size=size)
                 Image.fromarray(overlay(image, instances)).save(out / f"{name}_overlay.png")
-                add_to_coco(file.name if name == file.stem else name, instances)
+                add_to_coco(file.name if name == stem_of(file) else name, instances)
             except Exception as error:     # whatever is wrong with one file, the night's other thousand must not be lost
                 failed[file] = f"{type(error).__name__}: {error}"
                 tqdm.write(f"FAILED {file}: {failed[file]}")

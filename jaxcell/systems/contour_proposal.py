@@ -8,15 +8,18 @@ proposal networks for biomedical instance segmentation", Medical Image Analysis 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcell.decode.contours import decode_contours
-from jaxcell.losses.contours import contour_objective
+from jaxcell.geometry.labels import to_layers
+from jaxcell.losses.contours import TeacherThresholds, contour_objective
 from jaxcell.models.decoders.fpn import FPNDecoder
 from jaxcell.models.decoders.unet import UNetDecoder
 from jaxcell.models.encoders.resnet import Bottleneck, ResNet
@@ -35,8 +38,9 @@ from jaxcell.models.layers import (
     resize_nearest,
 )
 from jaxcell.pretrained.contour_proposal import load_contour_proposal
-from jaxcell.system import System
+from jaxcell.system import System, Teaching
 from jaxcell.targets.contours import contour_targets
+from jaxcell.types import Instances, Sample
 
 ENCODERS: Mapping[str, Part] = {
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=ResidualBlock),
@@ -233,24 +237,59 @@ def build(config: Any) -> System:
     shapes, _ = jax.eval_shape(model.init_with_output, {"params": jax.random.PRNGKey(0)}, image)
     stride = 2 * DIVISOR // shapes["scores"].shape[1]
 
-    return System(
-        model=model,
-        targets=partial(
-            contour_targets, order=m.order, samples=t.samples, stride=stride, max_background_distance=t.max_background_distance,
-            min_foreground_distance=t.min_foreground_distance, max_cells=t.max_cells, max_foreground=t.max_foreground,
-            max_iterations=t.max_iterations, distance=t.distance, min_area=t.min_area, closed_outlines=t.closed_outlines),
-        loss=partial(
-            contour_objective, weights={k: w for k, w in loss.weights.items() if w}, background_weight=loss.background_weight,
-            box_confidence=loss.box_confidence, refinement=loss.refinement, refinement_iterations=t.max_iterations,
-            iou_kind=loss.iou_kind, order_weighting=loss.order_weighting, min_box_size=loss.min_box_size,
-            uncertainty_factor=loss.uncertainty_factor),
-        decode=partial(
-            decode_contours, score_threshold=d.score_threshold, samples=t.samples, iterations=t.max_iterations,
-            nms_threshold=d.nms_threshold, nms_weight=d.nms_weight, certainty_threshold=d.certainty_threshold or None,
-            max_proposals=d.max_proposals or None),
-        divisor=DIVISOR,
-        load=load_contour_proposal,
-    )
+    targets = partial(
+        contour_targets, order=m.order, samples=t.samples, stride=stride, max_background_distance=t.max_background_distance,
+        min_foreground_distance=t.min_foreground_distance, max_cells=t.max_cells, max_foreground=t.max_foreground,
+        max_iterations=t.max_iterations, distance=t.distance, min_area=t.min_area, closed_outlines=t.closed_outlines)
+    objective = partial(
+        contour_objective, weights={k: w for k, w in loss.weights.items() if w}, background_weight=loss.background_weight,
+        box_confidence=loss.box_confidence, refinement=loss.refinement, refinement_iterations=t.max_iterations,
+        iou_kind=loss.iou_kind, order_weighting=loss.order_weighting, min_box_size=loss.min_box_size,
+        uncertainty_factor=loss.uncertainty_factor)
+    decode = partial(
+        decode_contours, score_threshold=d.score_threshold, samples=t.samples, iterations=t.max_iterations,
+        nms_threshold=d.nms_threshold, nms_weight=d.nms_weight, certainty_threshold=d.certainty_threshold or None,
+        max_proposals=d.max_proposals or None)
+    teaching = Teaching(targets=partial(taught_targets, targets=targets, decode=decode),
+                        loss=partial(objective, teacher=TeacherThresholds(**loss.teacher)))
+    return System(model=model, targets=targets, loss=objective, decode=decode, divisor=DIVISOR, load=load_contour_proposal,
+                  teaching=teaching if m.uncertainty else None)
+
+
+def taught_targets(outputs: Mapping[str, np.ndarray] | None, sample: Sample, rng: np.random.Generator, *,
+                   targets: Callable[[Sample, np.random.Generator], dict[str, np.ndarray]],
+                   decode: Callable[[Mapping[str, np.ndarray]], Instances]) -> dict[str, np.ndarray]:
+    """Targets of one image, and what the teacher thinks of them.
+
+    Args:
+      outputs: the teacher's for this image, without the batch axis; None for an annotated sample.
+      sample: with labels, or without and with `outputs`: then the cells that the teacher finds are the labels.
+      rng: of this sample.
+      targets: of the system.
+      decode: of the system; its score threshold says what the teacher calls a cell.
+
+    Returns:
+      What `targets` gives, and `teacher_scores` [M] and `teacher_uncertainty` [M, 4] of its cells and `teacher_score_maps`
+      [h, w, 1], all float32 in [0, 1]. An annotated cell has score 1 and uncertainty 0, its image the score map 0.
+
+    Source: neurips22-cell-seg@ab6a154, neurips/nn/cpn_model.py (what `CPN.compute_loss` asks of pseudo-labels).
+    """
+    if outputs is None:
+        found = targets(sample, rng)
+        scores, uncertainty = np.ones(len(found["ids"]), np.float32), np.zeros((len(found["ids"]), 4), np.float32)
+        score_map = np.zeros((*found["labels"].shape, 1), np.float32)
+    else:
+        cells = decode(outputs)
+        found = targets(replace(sample, labels=to_layers(cells)), rng)
+        # `to_layers` numbers cell i as i + 1; 0 is an unused row.
+        scores = np.concatenate([np.zeros(1, np.float32), cells.scores])[found["ids"]]
+        uncertainty = np.concatenate([np.zeros((1, 4), np.float32), _uncertainties(cells)])[found["ids"]]
+        score_map = 1 / (1 + np.exp(-outputs["scores"].astype(np.float32)))
+    return found | {"teacher_scores": scores, "teacher_uncertainty": uncertainty, "teacher_score_maps": score_map}
+
+
+def _uncertainties(cells: Instances) -> np.ndarray:
+    return cells.extras["uncertainties"] if len(cells) else np.zeros((0, 4), np.float32)
 
 
 def _part(table: Mapping[str, Any], key: str, name: str) -> Any:

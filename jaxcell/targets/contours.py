@@ -1,20 +1,23 @@
 """Targets of the contour proposal network: which head-grid pixels propose a cell, and that cell's contour.
 
-In the order of work: number the cells, ignore what has no single outline, outlines, their Fourier series, relative distances to
-the border, the centric pixels, the head grid.
+In the order of work: outlines, ignore cells that have no single one, number the others, their Fourier series, relative distances
+to the border, the centric pixels, the head grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
+from scipy import ndimage
 
-from jaxcell.geometry.fourier import contours_from_fourier, fit_fourier
-from jaxcell.geometry.labels import close_gaps, outlines, replace_ids, windows
+from jaxcell.geometry.fourier import contours_from_fourier, fit_fouriers
+from jaxcell.geometry.labels import close_gaps, outlines, replace_ids
 from jaxcell.types import Sample
 
-__all__ = ["centric_labels", "clean_labels", "contour_targets", "fit_outlines", "foreground_pixels", "ignore_fragmented",
-           "ignore_small", "reduce_labels", "relative_distances", "single_owner"]
+__all__ = ["centric_labels", "clean_labels", "clean_outlines", "contour_targets", "foreground_pixels", "reduce_labels",
+           "relative_distances", "single_owner"]
 
 _NORMALISED_AREA = 36   # pixels; smaller objects keep their distances in pixels (celldetection 0.4.9)
 
@@ -48,7 +51,8 @@ def contour_targets(
       foreground [N] int32, row-major indices of the grid pixels that propose a cell (a random N if there are more), -1 padded;
       fourier [M, O, 4], locations [M, 2], contours [M, T, 2] float32 in image pixels, unused rows 0;
       sampling [T] float32 rising in [0, 1], of the contours; iterations int32 in 1..max_iterations;
-      cells int32, how many cells the image has after cleaning, which exceeds M when some were left out.
+      cells int32, how many cells the image has after cleaning, which exceeds M when some were left out;
+      ids [M] int32, the number that each row's cell has in the sample, 0 padded.
 
     Raises:
       ValueError: without labels, or if the sides are no multiples of `stride`.
@@ -59,8 +63,7 @@ def contour_targets(
     """
     if sample.labels is None:
         raise ValueError(f"contour_targets: sample {sample.name!r} has no labels; train on annotated samples only.")
-    labels = clean_labels(sample.labels, min_area=min_area)
-    lines = {number: pieces[0] for number, pieces in outlines(labels).items()}
+    labels, lines = clean_outlines(sample.labels, min_area=min_area)
     ids = np.fromiter(lines, np.int32, len(lines))
     kept = ids if len(ids) <= max_cells else np.sort(rng.choice(ids, max_cells, replace=False))
     rows = np.full(len(ids), -1, np.int32)
@@ -72,63 +75,61 @@ def contour_targets(
     # Cells are left out on the grid: before, their pixels would lose to the background beside them and be trained as such.
     grid = replace_ids(reduce_labels(centric, stride), ids, rows)
 
-    fourier, locations = fit_outlines([lines[k] for k in kept.tolist()], order=order, closed=closed_outlines, rows=max_cells)
+    fourier, locations = fit_fouriers([lines[k] for k in kept.tolist()], order, closed=closed_outlines)
     sampling = np.sort(rng.random(samples)).astype(np.float32)
-    contours = np.zeros((max_cells, samples, 2), np.float32)
-    contours[:len(kept)] = contours_from_fourier(fourier[:len(kept)], locations[:len(kept)], sampling)
+    contours = contours_from_fourier(fourier, locations, sampling)
     return {
         "labels": grid,
         "foreground": foreground_pixels(grid, max_foreground, rng),
-        "fourier": fourier,
-        "locations": locations,
-        "contours": contours,
+        "fourier": _padded(fourier, max_cells),
+        "locations": _padded(locations, max_cells),
+        "contours": _padded(contours, max_cells),
         "sampling": sampling,
         "iterations": np.asarray(rng.integers(1, max_iterations + 1), np.int32),
         "cells": np.asarray(len(ids), np.int32),
+        "ids": _padded(_original_ids(sample.labels, labels, {k: lines[k] for k in kept.tolist()}), max_cells),
     }
 
 
+def _original_ids(before: np.ndarray, after: np.ndarray, lines: Mapping[int, np.ndarray]) -> np.ndarray:
+    """[n] int32, the numbers in `before` of the cells whose numbers in `after` are the keys of `lines`, their outlines."""
+    starts = ((number, int(line[0, 0]), int(line[0, 1])) for number, line in lines.items())
+    return np.asarray([before[y, x][after[y, x] == number][0] for number, y, x in starts], np.int32)
+
+
+def _padded(array: np.ndarray, rows: int) -> np.ndarray:
+    padded = np.zeros((rows, *array.shape[1:]), array.dtype)
+    padded[:len(array)] = array
+    return padded
+
+
 def clean_labels(labels: np.ndarray, *, min_area: int) -> np.ndarray:
-    """Label layers [H, W, D] with cells 1..n of one piece and at least `min_area` pixels; what else there was becomes -1.
+    """Label layers [H, W, D] with cells 1..n of one piece and at least `min_area` pixels; what else there was becomes -1."""
+    return clean_outlines(labels, min_area=min_area)[0]
+
+
+def clean_outlines(labels: np.ndarray, *, min_area: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Clean labels, and the outline of each cell that is left.
+
+    Args:
+      labels: layers [H, W, D].
+      min_area: cells of fewer pixels are set to -1, like those of several 8-connected pieces, which have no single outline.
+
+    Returns:
+      labels [H, W, D] with cells 1..n; id -> outline [P, 2], ids rise (see `outlines`).
 
     Source: FZJ-INM1-BDA/neurips22-cell-seg@ab6a154, the data set's clean-up.
     """
-    return close_gaps(ignore_small(ignore_fragmented(close_gaps(labels)), min_area))
-
-
-def ignore_fragmented(labels: np.ndarray) -> np.ndarray:
-    """Sets cells of more than one 8-connected piece to -1: they have no single outline. Labels [H, W, D]."""
-    fragmented = [number for number, pieces in outlines(labels).items() if len(pieces) > 1]
-    return _ignore(labels, np.asarray(fragmented, np.int32))
-
-
-def ignore_small(labels: np.ndarray, min_area: int) -> np.ndarray:
-    """Sets cells of fewer than `min_area` pixels to -1. Labels of any shape, numbered without large gaps."""
-    areas = np.bincount(np.maximum(labels, 0).ravel())
-    small = np.flatnonzero((areas > 0) & (areas < min_area))
-    return _ignore(labels, small[small > 0].astype(np.int32))
-
-
-def _ignore(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    return replace_ids(labels, ids, np.full(len(ids), -1, np.int32)) if len(ids) else labels
-
-
-def fit_outlines(lines: list[np.ndarray], *, order: int, closed: bool, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fourier series of outlines, padded with zeros.
-
-    Args:
-      lines: n <= rows outlines [P, 2].
-      order: Fourier order O.
-      closed: see `fit_fourier`.
-      rows: M.
-
-    Returns:
-      fourier [M, O, 4] and locations [M, 2], float32.
-    """
-    fourier, locations = np.zeros((rows, order, 4), np.float32), np.zeros((rows, 2), np.float32)
-    for row, line in enumerate(lines):
-        fourier[row], locations[row] = fit_fourier(line, order, closed=closed)
-    return fourier, locations
+    if labels.max(initial=0) > labels.size:     # numbers that would need larger tables than the image
+        labels = close_gaps(labels)
+    pieces = outlines(labels)
+    ids = np.fromiter(pieces, np.int32, len(pieces))
+    areas = np.bincount(labels[labels > 0])
+    good = np.asarray([len(lines) == 1 for lines in pieces.values()], bool) & (areas[ids] >= min_area)
+    # The reference closes gaps before and after; on the list of ids that gives the same numbers as on the image.
+    numbers = close_gaps(np.where(good, close_gaps(ids), -1))
+    lines = {number: pieces[old][0] for number, old in sorted(zip(numbers.tolist(), ids.tolist(), strict=True)) if number > 0}
+    return replace_ids(labels, ids, numbers), lines
 
 
 def single_owner(labels: np.ndarray) -> np.ndarray:
@@ -167,24 +168,27 @@ def relative_distances(owner: np.ndarray, *, distance: str) -> np.ndarray:
 
 
 def _foreground_distances(owner: np.ndarray) -> np.ndarray:
-    distances = cv2.distanceTransform((owner > 0).view(np.uint8), cv2.DIST_L2, 3)
-    cells = np.maximum(owner, 0)
-    largest = np.full(int(cells.max(initial=0)) + 1, 1e-6, np.float32)
-    np.maximum.at(largest, cells.ravel(), distances.ravel())
-    return np.clip(distances / largest[cells], 0, 1)
+    inside = owner > 0
+    cells, distances = owner[inside], cv2.distanceTransform(inside.view(np.uint8), cv2.DIST_L2, 3)[inside]
+    largest = np.zeros(int(cells.max(initial=0)) + 1, np.float32)
+    np.maximum.at(largest, cells, distances)
+    result = np.zeros(owner.shape, np.float32)
+    result[inside] = distances / largest[cells]
+    return result
 
 
 def _object_distances(owner: np.ndarray) -> np.ndarray:
     result = np.zeros(owner.shape, np.float32)
-    for number, window in windows(owner):
-        mask = owner[window] == number
-        framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.uint8)
-        framed[1:-1, 1:-1] = mask
+    for number, window in enumerate(ndimage.find_objects(owner), start=1):
+        if window is None:
+            continue
+        mask = (owner[window] == number).view(np.uint8)
+        framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
         distances = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
         if np.count_nonzero(mask) > _NORMALISED_AREA:
-            distances = distances / distances.max()
-        result[window][mask] = np.minimum(distances[mask], 1)
-    return result
+            distances /= distances.max()
+        np.maximum(result[window], distances, out=result[window])      # (0 on the pixels of other cells)
+    return np.minimum(result, 1, out=result)
 
 
 def centric_labels(owner: np.ndarray, distances: np.ndarray, *, max_background_distance: float,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-__all__ = ["MetricLog", "Stopwatch", "progress_bar", "quiet_libraries"]
+__all__ = ["MetricLog", "Stopwatch", "memory_use", "profiled", "progress_bar", "quiet_libraries"]
 
 
 def quiet_libraries() -> None:
@@ -31,10 +32,14 @@ class MetricLog:
     A resumed run repeats the steps after its checkpoint, so lines beyond `resume_step` are dropped first: a step stands once.
     """
 
-    def __init__(self, workdir: str | Path, *, resume_step: int = 0) -> None:
+    def __init__(self, workdir: str | Path, *, resume_step: int = 0, active: bool = True) -> None:
+        """Opens both. Of several processes one is `active`; the others know what was written and write nothing."""
+        self._active = active
         self.path = Path(workdir) / "metrics.jsonl"
         kept = [line for line in self._lines() if line["step"] <= resume_step]
         self._written = {(int(line["step"]), key) for line in kept for key in line}
+        if not active:
+            return
         partial = self.path.with_suffix(".tmp")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
@@ -56,8 +61,10 @@ class MetricLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the values of one step; non-finite ones become null in the JSON, which has no NaN."""
-        row = {"step": step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
         self._written |= {(step, key) for key in values}
+        if not self._active:
+            return
+        row = {"step": step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for key, value in values.items():
@@ -65,6 +72,8 @@ class MetricLog:
 
     def close(self) -> None:
         """Flushes and closes both."""
+        if not self._active:
+            return
         self._file.close()
         self._board.close()
 
@@ -99,7 +108,36 @@ class Stopwatch:
         return values
 
 
-def progress_bar(*, initial: int, total: int) -> tqdm:
-    """The bar of a run. Without a terminal it prints a line now and then instead of redrawing."""
+@contextmanager
+def profiled(step: int, steps: Sequence[int], folder: str | Path) -> Iterator[None]:
+    """Traces the steps from `steps[0]` to `steps[1]` into `folder`, and then says where memory stands; () traces none.
+
+    The trace opens in TensorBoard (profile plugin) or in Perfetto; `memory.prof` of the devices in pprof.
+    """
+    if not steps or not steps[0] <= step <= steps[1]:
+        yield
+        return
+    if step == steps[0]:
+        jax.profiler.start_trace(str(folder))
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        yield
+    if step == steps[1]:
+        jax.effects_barrier()
+        jax.profiler.stop_trace()
+        jax.profiler.save_device_memory_profile(str(Path(folder) / "memory.prof"))
+        tqdm.write(f"trace of steps {steps[0]}-{steps[1]} in {folder}; {memory_use()}")
+
+
+def memory_use() -> str:
+    """Peak memory of this process and of its devices, where they count it."""
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peaks = [stats["peak_bytes_in_use"] / 2**30 for device in jax.local_devices() if (stats := device.memory_stats())]
+    devices = f", of its devices {', '.join(f'{peak:.2f}' for peak in peaks)} GiB" if peaks else ""
+    return f"peak memory of the process {process:.2f} GiB{devices}"
+
+
+def progress_bar(*, initial: int, total: int, active: bool = True) -> tqdm:
+    """The bar of a run. Without a terminal it prints a line now and then instead of redrawing; of several processes one does."""
     interactive = sys.stderr.isatty()
-    return tqdm(initial=initial, total=total, unit="step", dynamic_ncols=True, mininterval=0.5 if interactive else 20.0)
+    return tqdm(initial=initial, total=total, unit="step", dynamic_ncols=True, mininterval=0.5 if interactive else 20.0,
+                disable=not active)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer", "make_schedule"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "clip_each", "make_optimizer", "make_schedule"]
 
 Schedule = Callable[[Any], Any]
 
@@ -92,16 +93,40 @@ def make_schedule(config: Any) -> Schedule:
     return _call(_pick(SCHEDULES, "schedule", options.pop("name")), options)
 
 
+def clip_each(max_norm: float) -> optax.GradientTransformation:
+    """Scales the gradient of each array, by itself, to a norm of at most `max_norm`.
+
+    Source: Keras optimizers, `clipnorm`.
+    """
+    def clip(gradient: jax.Array) -> jax.Array:
+        norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+        return gradient * (max_norm / jnp.maximum(norm, max_norm))
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
+
+
 def make_optimizer(config: Any) -> tuple[optax.GradientTransformation, Schedule]:
-    """Optimizer and schedule of `config`: name, schedule, optional clip_norm, and the keyword arguments of that optimizer.
+    """Optimizer and schedule of `config`: name, schedule, and the keyword arguments of that optimizer.
+
+    Before it the gradient is scaled to a global norm of at most `clip_norm` and each array's to `clip_each_norm` (0: not).
+    With `accumulate` = k the parameters move at every k-th step, by the mean gradient of k batches; the schedule counts
+    these updates.
 
     Returns:
-      (transformation, schedule); the schedule maps the step of an update to its learning rate, for the log.
+      (transformation, schedule); the schedule maps a step to the learning rate of its update, for the log.
+
+    Raises:
+      ValueError: an unknown name or option, or `accumulate` below 1.
     """
     options = dict(config)
     schedule = make_schedule(options.pop("schedule"))
-    clip = options.pop("clip_norm", None)
-    transformation = _call(partial(_pick(OPTIMIZERS, "optimizer", options.pop("name")), schedule), options)
-    if clip:
-        transformation = optax.chain(optax.clip_by_global_norm(clip), transformation)
-    return transformation, schedule
+    clip, clip_one, every = options.pop("clip_norm", 0.0), options.pop("clip_each_norm", 0.0), options.pop("accumulate", 1)
+    if every < 1:
+        raise ValueError(f"config.optimizer.accumulate={every}; it is the number of batches of one update, 1 or more.")
+    clips = ([optax.clip_by_global_norm(clip)] if clip else []) + ([clip_each(clip_one)] if clip_one else [])
+    optimizer = _call(partial(_pick(OPTIMIZERS, "optimizer", options.pop("name")), schedule), options)
+    transformation = optax.chain(*clips, optimizer) if clips else optimizer
+    if every == 1:
+        return transformation, schedule
+    # In the host loop's steps, not in a scan: XLA's fast convolutions on a CPU are those outside of loops.
+    return optax.MultiSteps(transformation, every).gradient_transformation(), lambda step: schedule(step // every)

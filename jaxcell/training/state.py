@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,36 +14,72 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["TrainState", "init_state", "parameter_count", "state_digest"]
+__all__ = ["TrainState", "digests", "init_state", "parameter_count", "state_digest"]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step [] int32, params, batch_stats (running statistics), opt_state, rng [2] uint32 (folded with the step, never split)."""
+    """What a step takes and gives.
+
+    Attributes:
+      step: [] int32, batches seen.
+      params: of the network; of several networks that train together, name -> params.
+      batch_stats: running statistics, in the same way.
+      opt_state: of the optimizer.
+      average: running averages of params and batch_stats (`{"params", "batch_stats"}`), or {} where none are kept.
+      skipped: [2] int32, updates left out because a loss or gradient was not finite: in all, and in a row up to now.
+      rng: [2] uint32; folded with the step, never split.
+      networks: names of several networks, of which the first predicts; () for one without a name.
+    """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any
+    skipped: jax.Array
     rng: jax.Array
+    networks: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """Parameters and statistics as the last step left them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def predicting(self) -> dict[str, Any]:
+        """What `model.apply` takes to predict: the averages where they are kept, of several networks the first."""
+        variables = self.average or self.variables
+        return {key: value[self.networks[0]] for key, value in variables.items()} if self.networks else variables
 
-def init_state(model: nn.Module, transformation: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...]
-               ) -> TrainState:
-    """A fresh state; `image_shape` is one batch's [B, H, W, C], of which only C and the divisibility matter.
 
-    Call it under `jax.jit` with replicated out_shardings: every device then computes the same values.
+def init_state(model: nn.Module, transformation: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...],
+               networks: Sequence[str] = (), average: bool = False) -> TrainState:
+    """A fresh state. Call it under `jax.jit` with replicated out_shardings: every device then computes the same values.
+
+    Args:
+      model: the network.
+      transformation: the optimizer.
+      seed: of the parameters and of everything random in the steps.
+      image_shape: one batch's [B, H, W, C], of which only C and the divisibility matter.
+      networks: names of several networks of one architecture, initialised independently; () for one without a name.
+      average: keep running averages.
     """
     rng = jax.random.PRNGKey(seed)
-    variables = model.init({"params": rng}, jnp.zeros(image_shape, jnp.float32), False)
-    params = variables["params"]
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get("batch_stats", {}),
-                      opt_state=transformation.init(params), rng=jax.random.fold_in(rng, 1))
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        variables = model.init({"params": key}, jnp.zeros(image_shape, jnp.float32), False)
+        return variables["params"], variables.get("batch_stats", {})
+
+    params, batch_stats = init(rng)
+    if networks:
+        pairs = {name: init(jax.random.fold_in(rng, 2 + i)) for i, name in enumerate(networks)}
+        params, batch_stats = ({name: pair[part] for name, pair in pairs.items()} for part in (0, 1))
+    # A step donates every leaf, and one buffer cannot be donated twice: averages begin as copies.
+    averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if average else {}
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats,
+                      opt_state=transformation.init(params), skipped=jnp.zeros(2, jnp.int32), rng=jax.random.fold_in(rng, 1),
+                      average=averages, networks=tuple(networks))
 
 
 def parameter_count(params: Any) -> int:
@@ -51,12 +87,23 @@ def parameter_count(params: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def state_digest(state: TrainState, cursor: Mapping[str, Any]) -> str:
-    """SHA-256 over every leaf's path, dtype, shape and bytes, and over the data cursor: equal runs print equal lines."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(((jax.tree_util.keystr(p), v) for p, v in jax.tree_util.tree_leaves_with_path(state))):
-        value = np.ascontiguousarray(jax.device_get(leaf))
-        digest.update(f"{path} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    digest.update(json.dumps(cursor, sort_keys=True).encode())
+def digests(state: TrainState, cursor: Mapping[str, Any]) -> dict[str, str]:
+    """Path of each leaf -> BLAKE2 of its dtype, shape and bytes, and "cursor" -> that of the data cursor.
+
+    Equal on every topology. They are taken on the host, where the values go for a save anyway: a digest on the device of some
+    hundred arrays takes XLA seconds to compile.
+    """
+    found = {jax.tree_util.keystr(path): _digest(np.ascontiguousarray(jax.device_get(leaf)))
+             for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return found | {"cursor": hashlib.blake2b(json.dumps(cursor, sort_keys=True).encode(), digest_size=16).hexdigest()}
+
+
+def _digest(value: np.ndarray) -> str:
+    digest = hashlib.blake2b(f"{value.dtype} {value.shape}".encode(), digest_size=16)
+    digest.update(value.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def state_digest(state: TrainState, cursor: Mapping[str, Any]) -> str:
+    """SHA-256 over all `digests`: equal runs print equal lines."""
+    return hashlib.sha256(json.dumps(digests(state, cursor), sort_keys=True).encode()).hexdigest()

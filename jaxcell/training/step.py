@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -17,26 +19,61 @@ from jaxcell.training.state import TrainState
 
 __all__ = ["make_apply", "make_train_step"]
 
+DeviceAugmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
-def make_train_step(objective: Objective, transformation: optax.GradientTransformation, mesh: Mesh
+AUGMENT = 2**31 - 1     # which of a step's random streams this is; objectives fold with small numbers
+IMAGES = ("image", "unlabelled")
+
+
+def make_train_step(objective: Objective, transformation: optax.GradientTransformation, mesh: Mesh, *,
+                    augment: DeviceAugmentation | None = None, average_decay: float = 0.0
                     ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """One update: (state, batch) -> (state, metrics). The batch lies split over the mesh, the state on every device.
 
     The losses are sums over the global batch divided by global counts, so 1 device and N devices compute the same update.
+    Where the loss or the gradient is not finite the step counts, but parameters, statistics, optimizer and averages stay.
     The state is donated: the caller's old one is dead after the call.
+
+    Args:
+      objective: to minimise.
+      transformation: the optimizer.
+      mesh: of the batch.
+      augment: (image [B, H, W, C], rng) -> image, before the network.
+      average_decay: share of the running averages that a step keeps, less in the first steps; of a state that has averages.
+
+    Returns:
+      The compiled step; metrics are scalars: "loss", "loss/<term>", "grad_norm", "skipped" and "skipped_in_a_row".
     """
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         # Folding instead of splitting makes the randomness of a step a function of its number: resuming needs no replay.
         rng = jax.random.fold_in(state.rng, state.step)
+        if augment is not None:
+            keys = jax.random.split(jax.random.fold_in(rng, AUGMENT), len(IMAGES))
+            pairs = [(name, key) for name, key in zip(IMAGES, keys, strict=True) if name in batch]
+            batch = {**batch, **{name: augment(batch[name], key) for name, key in pairs}}
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (terms, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, rng)
+        norm = optax.tree.norm(grads)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)} | {f"loss/{k}": v for k, v in terms.items()}
-        return replace(state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+        new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "average": {}}
+        if state.average:
+            new["average"] = _averaged(state.average, {"params": params, "batch_stats": batch_stats}, state.step, average_decay)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old = {"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state, "average": state.average}
+        kept = jax.tree.map(partial(jnp.where, finite), new, old)
+        skipped = jnp.where(finite, state.skipped * jnp.array([1, 0]), state.skipped + 1)
+        metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
+        return replace(state, step=state.step + 1, skipped=skipped, **kept), metrics | {f"loss/{k}": v for k, v in terms.items()}
 
     return jax.jit(step, donate_argnums=(0,), out_shardings=(replicated(mesh), replicated(mesh)))
+
+
+def _averaged(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
+    # The first steps' parameters are far from any later ones: with the full decay they would stay in the average for long.
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, n: keep * a + (1 - keep) * n, average, new)
 
 
 def make_apply(model: nn.Module) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:

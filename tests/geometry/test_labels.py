@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import cv2
 import numpy as np
 import pytest
@@ -186,9 +184,7 @@ def test_more_cells_than_16_bits_hold_in_a_large_image(overlaps):
     side, step = 270, 15
     corners = np.stack(np.meshgrid(np.arange(side) * step, np.arange(side) * step, indexing="ij"), axis=-1).reshape(-1, 2)
     cells = rectangles((side * step, side * step), np.concatenate([corners, corners + 12], axis=-1))
-    start = time.perf_counter()
     labels = instances_to_labels(cells, overlaps=overlaps)
-    assert time.perf_counter() - start < 5             # 72,900 cells by their crops: well below a second on an idle core
     assert labels.dtype == np.int32
     assert labels.max() == side**2 > 2**16
     assert labels[-step, -step] == side**2

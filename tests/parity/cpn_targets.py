@@ -8,15 +8,12 @@ import numpy as np
 from loader import Case
 
 from jaxcell.decode.contours import nms, nms_weights, propose, rasterize
-from jaxcell.geometry.fourier import contours_from_fourier, uniform_sampling
-from jaxcell.geometry.labels import close_gaps, outlines, resolve_overlaps, to_layers
+from jaxcell.geometry.fourier import contours_from_fourier, fit_fouriers, uniform_sampling
+from jaxcell.geometry.labels import close_gaps, outlines, replace_ids, resolve_overlaps, to_layers
 from jaxcell.geometry.refinement import clip_contours, refine_contours
 from jaxcell.targets.contours import (
     centric_labels,
     clean_labels,
-    fit_outlines,
-    ignore_fragmented,
-    ignore_small,
     relative_distances,
     single_owner,
 )
@@ -48,7 +45,9 @@ def single_lines(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 def packaged_labels(labels: np.ndarray) -> np.ndarray:
     """The clean-up of the package from 0.4.9 on: fragmented objects go last and leave a gap."""
-    return ignore_fragmented(close_gaps(ignore_small(close_gaps(labels), 1)))
+    labels = close_gaps(labels)
+    fragmented = np.asarray([number for number, pieces in outlines(labels).items() if len(pieces) > 1], np.int32)
+    return replace_ids(labels, fragmented, np.full(len(fragmented), -1, np.int32))
 
 
 def fourier_rows(lines: dict[int, np.ndarray], order: int, closed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +56,7 @@ def fourier_rows(lines: dict[int, np.ndarray], order: int, closed: bool) -> tupl
     rows = [lines.get(k, empty) for k in range(1, max(lines, default=0) + 1)]
     fourier, locations = np.zeros((len(rows), order, 4), np.float32), np.zeros((len(rows), 2), np.float32)
     full = [row for row, line in enumerate(rows) if len(line)]
-    fourier[full], locations[full] = fit_outlines([rows[row] for row in full], order=order, closed=closed, rows=len(full))
+    fourier[full], locations[full] = fit_fouriers([rows[row] for row in full], order, closed=closed)
     return fourier, locations
 
 
@@ -67,7 +66,7 @@ def fourier_fit(case: Case) -> Results:
     for closed, prefix in ((False, "contour"), (True, "closed_contour")):
         labels = packaged_labels(case.inputs["labels"]) if closed else clean_labels(case.inputs["labels"], min_area=5)
         lines = single_lines(labels)
-        fourier, locations = fit_outlines(list(lines.values()), order=order, closed=closed, rows=len(lines))
+        fourier, locations = fit_fouriers(list(lines.values()), order, closed=closed)
         out["closed_keys" if closed else "contour_keys"] = np.asarray(list(lines), np.int32)
         out[f"{prefix}_offsets"] = np.cumsum([0, *map(len, lines.values())])
         out[f"{prefix}_points"] = xy(np.concatenate(list(lines.values())))

@@ -23,7 +23,7 @@ from jaxcell.types import Instances, Sample
 SETTINGS = {"order": 8, "samples": 48, "stride": 2, "max_background_distance": 0.5, "min_foreground_distance": 0.6,
             "max_cells": 96, "max_foreground": 4096, "max_iterations": 4, "min_area": 5}
 SHAPES = {"labels": (32, 48), "foreground": (4096,), "fourier": (96, 8, 4), "locations": (96, 2), "contours": (96, 48, 2),
-          "sampling": (48,), "iterations": (), "cells": ()}
+          "sampling": (48,), "iterations": (), "cells": (), "ids": (96,)}
 
 
 def sample(labels):
@@ -55,7 +55,7 @@ def targets(labels, seed=0, **settings):
 def test_shapes_do_not_depend_on_the_content(labels):
     found = targets(labels)
     assert {k: v.shape for k, v in found.items()} == SHAPES
-    integers = {"labels", "foreground", "iterations", "cells"}
+    integers = {"labels", "foreground", "iterations", "cells", "ids"}
     assert all(v.dtype == (np.int32 if k in integers else np.float32) for k, v in found.items())
     assert all(np.isfinite(v).all() for v in found.values())
 

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxcell.data.cache import DiskCache, state_of_files
+from jaxcell.data.sources.bbbc038 import Bbbc038Source
+from jaxcell.data.sources.bbbc039 import Bbbc039Source
+from jaxcell.data.sources.cellpose import CellposeSource
 from jaxcell.data.sources.coco import CocoSource
-from jaxcell.data.sources.combined import CachedSource, ConcatSource, Source
+from jaxcell.data.sources.combined import (
+    CachedSource,
+    CheckedSource,
+    ConcatSource,
+    DiskCachedSource,
+    SelectedSource,
+    Source,
+    UnlabelledSource,
+    readable_samples,
+)
 from jaxcell.data.sources.folder import FolderSource
+from jaxcell.data.sources.livecell import LiveCellSource
+from jaxcell.data.sources.neurips2022 import Neurips2022Source
+from jaxcell.data.sources.nt2 import Nt2Source
+from jaxcell.data.sources.omnipose import OmniposeSource
+from jaxcell.data.sources.sartorius import SartoriusSource
 from jaxcell.data.sources.synthetic import SyntheticSource
+from jaxcell.data.sources.tfds import TfdsSource
 
 __all__ = ["SOURCES", "CachedSource", "ConcatSource", "Source", "open_source"]
 
@@ -17,33 +37,65 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "folder": FolderSource,
     "coco": CocoSource,
     "synthetic": SyntheticSource,
+    "tfds": TfdsSource,
+    "bbbc038": Bbbc038Source,
+    "bbbc039": Bbbc039Source,
+    "cellpose": CellposeSource,
+    "livecell": LiveCellSource,
+    "neurips2022": Neurips2022Source,
+    "nt2": Nt2Source,
+    "omnipose": OmniposeSource,
+    "sartorius": SartoriusSource,
 }
 """kind -> source."""
 
+PATHS = {"root", "image_dir", "annotations"}        # arguments of sources that count from config.data.root
 
-def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cache_gb: float) -> Source:
+
+def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cache_gb: float, disk_cache: str | Path = "",
+                disk_cache_gb: float = 20.0, unreadable: str = "refuse") -> Source:
     """Several sources joined, each kept decoded in memory as far as its share of `cache_gb` reaches.
 
     Args:
-      specs: name -> {"kind": an entry of SOURCES, "repeat": how often a sample counts, and that source's own arguments}.
+      specs: name -> {"kind": an entry of SOURCES, and that source's own arguments}; of every kind also "repeat": how often a
+        sample counts, "every": n takes each n-th sample, "except_every": n the others, "hide_labels": as if without annotation.
       root: folder that relative "root", "image_dir" and "annotations" start from.
       cache_gb: memory for decoded samples, shared evenly. Each worker process may fill as much again.
+      disk_cache: folder for decoded samples, "" for none; see `DiskCache`. It pays where the samples exceed the memory, or
+        are slow to decode: large compressed images, polygons.
+      disk_cache_gb: most that the folder may hold.
+      unreadable: a sample that cannot be read or that `validate` refuses is an error when it is drawn ("refuse"), or is left
+        out and named ("skip"), for which all samples are read once, here.
 
     Raises:
-      ValueError: no source, an unknown kind, or an argument that the kind does not have.
+      ValueError: no source, an unknown kind, an argument that the kind does not have, or another value of `unreadable`.
     """
+    if unreadable not in ("refuse", "skip"):
+        raise ValueError(f"config.data.unreadable={unreadable!r} is unknown; it is one of refuse, skip.")
     parts, repeats = [], []
     for name, spec in specs.items():
         options = dict(spec)
         kind, repeat = options.pop("kind"), options.pop("repeat", 1)
+        every, others, hide_labels = options.pop("every", 1), options.pop("except_every", 0), options.pop("hide_labels", False)
         if kind not in SOURCES:
             raise ValueError(f"source {name!r}: kind {kind!r} is unknown; known are {', '.join(sorted(SOURCES))}.")
-        for key in {"root", "image_dir", "annotations"} & set(options):
-            options[key] = Path(root) / options[key]
+        paths = {key: Path(root) / options[key] for key in sorted(PATHS & set(options))}
         try:
-            source = SOURCES[kind](**options)
+            source: Source = CheckedSource(SOURCES[kind](**options | paths))
         except TypeError as error:
             raise ValueError(f"source {name!r} of kind {kind!r}: {error}; see jaxcell/data/sources/{kind}.py.") from error
+        if disk_cache:
+            origin = json.dumps([kind, options | {key: str(path.absolute()) for key, path in paths.items()}], default=str)
+            state = state_of_files(paths, leave_out=Path(disk_cache))
+            cache = DiskCache(disk_cache, max_bytes=int(disk_cache_gb * 2**30), source=origin, state=state)
+            source = DiskCachedSource(source, cache)
+        if unreadable == "skip":
+            source = readable_samples(source, label=name)
+        if every > 1 or others:
+            numbers = range(len(source))
+            source = SelectedSource(source, [i for i in numbers if i % every == 0 and not (others and i % others == 0)])
+        if hide_labels:
+            source = UnlabelledSource(source)
         parts.append(CachedSource(source, max_bytes=int(cache_gb * 2**30 / len(specs))))
         repeats.append(repeat)
     return ConcatSource(parts, repeats=repeats)

@@ -1,13 +1,23 @@
-"""What every source of samples offers, and sources made of sources: joined, and held in memory."""
+"""What every source of samples offers, and sources made of sources: checked, joined, and held on disk or in memory."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from tqdm import tqdm
+
+from jaxcell.data.cache import DiskCache
+from jaxcell.data.validate import validate
 from jaxcell.types import Sample
 
-__all__ = ["CachedSource", "ConcatSource", "Source"]
+__all__ = ["CachedSource", "CheckedSource", "ConcatSource", "DiskCachedSource", "SelectedSource", "Source", "UnlabelledSource",
+           "readable_samples"]
+
+NAMED = 20      # samples that are left out are named up to so many
 
 
 class Source(Protocol):
@@ -55,6 +65,73 @@ class ConcatSource:
         return source[place]
 
 
+class SelectedSource:
+    """Some samples of a source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        """Takes the samples at `indices`, in that order."""
+        self._source, self._indices = source, list(indices)
+        self.names = [source.names[i] for i in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._source[self._indices[index]]
+
+
+class UnlabelledSource:
+    """The samples of a source as if nobody had annotated them."""
+
+    def __init__(self, source: Source) -> None:
+        """Wraps `source`."""
+        self._source = source
+        self.names = source.names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return dataclasses.replace(self._source[index], labels=None, nuclei=None)
+
+
+class CheckedSource:
+    """Refuses what `validate` refuses, whenever a sample is decoded."""
+
+    def __init__(self, source: Source) -> None:
+        """Wraps `source`."""
+        self._source = source
+        self.names = source.names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._source[index]
+        validate(sample)
+        return sample
+
+
+class DiskCachedSource:
+    """Reads samples from a disk cache, and decodes and stores those that it lacks."""
+
+    def __init__(self, source: Source, cache: DiskCache) -> None:
+        """Wraps `source`; `cache` is opened for it alone."""
+        self._source, self._cache = source, cache
+        self.names = source.names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        key = f"{index} {self.names[index]}"
+        if (stored := self._cache.get(key)) is not None:
+            return stored
+        sample = self._source[index]
+        self._cache.put(key, sample)
+        return sample
+
+
 class CachedSource:
     """Keeps decoded samples in memory until `max_bytes` are full; later ones are decoded again each time.
 
@@ -88,3 +165,36 @@ class CachedSource:
 
 def _cached(source: Source, max_bytes: int) -> CachedSource:
     return CachedSource(source, max_bytes=max_bytes)
+
+
+def readable_samples(source: Source, *, label: str) -> Source:
+    """The source without the samples that cannot be read or do not pass `validate`; reads each of them once.
+
+    How many were left out, their names and reasons are printed; a progress bar goes to stderr.
+
+    Args:
+      source: refuses bad samples by ValueError or OSError.
+      label: what to call it.
+
+    Raises:
+      ValueError: nothing is left.
+    """
+    def problem(index: int) -> str:
+        try:
+            source[index]
+        except (ValueError, OSError) as error:
+            return " ".join(f"{type(error).__name__}: {error}".split())
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reading = pool.map(problem, range(len(source)))
+        problems = list(tqdm(reading, total=len(source), desc=f"reading {label}", unit="sample"))
+    bad = [index for index, text in enumerate(problems) if text]
+    if not bad:
+        return source
+    lines = [f"  {source.names[index]}: {problems[index]}" for index in bad[:NAMED]]
+    more = [f"  ... and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+    if len(bad) == len(source):
+        raise ValueError(f"{label}: none of its {len(source)} samples can be used; the first: {lines[0].strip()}")
+    print("\n".join([f"skipped {len(bad)} of {len(source)} samples of {label}:", *lines, *more]), flush=True)
+    return SelectedSource(source, [index for index, text in enumerate(problems) if not text])

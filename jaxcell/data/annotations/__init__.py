@@ -1,0 +1,1 @@
+"""Readers of other programs' annotations, one file per format family, and what they share."""

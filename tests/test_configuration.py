@@ -1,0 +1,48 @@
+"""A run's config outlives new versions of jaxcell, and says so when it is changed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from configs.contour_proposal import get_config
+from jaxcell.configuration import ADDED, load_changed_config, load_config, save_config
+
+
+def test_a_config_without_later_keys_is_completed(tmp_path):
+    config = get_config("toy")
+    save_config(config, tmp_path, continues=False)
+    old = json.loads((tmp_path / "config.json").read_text())
+    for part, keys in ADDED.items():
+        for key in keys:
+            del old[part][key]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    loaded = load_config(tmp_path)
+    assert loaded.data.unreadable == "refuse" and loaded.data.disk_cache == ""
+    assert loaded.model.contour_features == config.model.contour_features and loaded.is_locked
+    assert load_changed_config(tmp_path, ["--config.data.unreadable=skip"]).data.unreadable == "skip"
+    save_config(config, tmp_path, continues=True)       # the run goes on under the version that has the keys
+
+
+def test_keys_that_a_config_has_are_kept(tmp_path):
+    config = get_config("toy")
+    config.data.unreadable, config.data.disk_cache_gb = "skip", 3.0
+    save_config(config, tmp_path, continues=False)
+    assert load_config(tmp_path).to_dict() == config.to_dict()
+
+
+def test_where_decoded_images_lie_may_change_but_not_which_are_left_out(tmp_path):
+    config = get_config("toy")
+    save_config(config, tmp_path, continues=False)
+    config.data.disk_cache, config.data.disk_cache_gb = "/elsewhere", 5.0
+    save_config(config, tmp_path, continues=True)
+    config.data.unreadable = "skip"
+    with pytest.raises(ValueError, match="data.unreadable: refuse -> skip"):
+        save_config(config, tmp_path, continues=True)
+
+
+def test_every_added_key_is_one_that_configs_have():
+    for part, keys in ADDED.items():
+        for key, value in keys.items():
+            assert get_config("toy").to_dict()[part][key] == value
