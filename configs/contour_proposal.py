@@ -1,7 +1,7 @@
 """Contour proposal networks. Variants, with the paper's number beside ours:
 
 synthetic (default)   a small network on cells drawn by code: `make demo`.
-                      Measured: F1@0.5 0.957 on 32 unseen synthetic images, 2 min 25 s with the installation.
+                      Measured: F1@0.5 0.943 on 32 unseen synthetic images, 3 min 48 s with the installation.
 bbbc038               the same small network on real nuclei (BBBC038), made to be trained on 2 CPU cores in 40 minutes:
                           python train.py --config configs/contour_proposal.py:bbbc038 --workdir runs/bbbc038 \\
                               --config.data.root=../shared/data --minutes=40
@@ -65,7 +65,7 @@ def _challenge() -> ml_collections.ConfigDict:
     c.data.batch_size = 10
     c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
     c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0
+    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
     c.data.prefetch = 4
     c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
     c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
