@@ -1,8 +1,8 @@
-# make setup | demo | test: a fresh machine needs Python 3.11-3.13 and nothing else.
+# make setup | demo | test | bench: a fresh machine needs Python 3.11-3.13 and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -27,6 +27,15 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
+
+# PyTorch is the rival of the benchmarks, and nothing else needs it: the CPU build, without the CUDA packages.
+.venv/.torch: .venv/.ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python torch==2.13.0 --torch-backend cpu || $(BIN)/uv pip install --quiet --python $(BIN)/python torch==2.13.0
+	@touch .venv/.torch
+
+bench: .venv/.torch
+	@echo "== bench: jaxcell beside PyTorch on this CPU, at most 15 minutes on 2 quiet cores: benchmarks/results/cpu.md"
+	$(BIN)/python -m benchmarks.battery --device cpu
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache .mypy_cache build *.egg-info

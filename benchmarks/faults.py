@@ -3,7 +3,7 @@
     python -m benchmarks.faults --kills 50 --damages 200 --skips 20 --out benchmarks/results/faults.md
 
 Every trial must end as an undisturbed run does (the same `state sha256`) or with the fault named; the table counts those that do.
-About 20 minutes on 2 cores.
+About 25 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ KILLS_OF_A_RUN = 10
 
 def damage(folder: Path, rng: random.Random) -> str:
     """Does one random harm to one random file below `folder`; says which."""
-    file = rng.choice(sorted(f for f in folder.rglob("*") if f.is_file() and f.stat().st_size))
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.stat().st_size)
+    file, = rng.choices(files, weights=[f.stat().st_size ** 0.5 for f in files])
     data = bytearray(file.read_bytes())
     place = rng.randrange(len(data))
     kind = rng.choice(("flip a bit", "flip a bit", "truncate", "zero 64 bytes", "delete"))
@@ -63,38 +64,80 @@ def finish(workdir: Path, cache: Path) -> str:
     return found[1]
 
 
-def moment(workdir: Path) -> str:
-    """What the run was doing when it was killed, as far as its files tell."""
-    if not (workdir / "metrics.jsonl").exists():
-        return "start"
-    if any("tmp" in f.name for folder in ("checkpoints", "best") for f in (workdir / folder).glob("*")):
-        return "save"
-    return "step or data"
+KILL = """
+import os, random, signal, sys, threading
+from dataclasses import replace
+from jaxcell import cli, train
+moment, left = sys.argv.pop(1).split(":")
+left, lock = int(left), threading.Lock()
+def reached(name):
+    global left
+    with lock:
+        left -= name == moment
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+def first_tell(name, function):
+    def told(*arguments, **options):
+        reached(name)
+        return function(*arguments, **options)
+    return told
+def then_tell(name, function):
+    def told(*arguments, **options):
+        result = function(*arguments, **options)
+        reached(name)
+        return result
+    return told
+build, save = train.build_system, train.Checkpoints.save
+def build_system(config):
+    system = build(config)
+    return replace(system, targets=first_tell("data", system.targets))
+def saving(self, state, cursor):
+    save(self, state, cursor)
+    if moment == "save":        # the files are written by threads from now on
+        threading.Timer(random.uniform(0, 0.05), reached, ["save"]).start()
+train.build_system, train.Checkpoints.save = build_system, saving
+train.shard_batch = first_tell("step", train.shard_batch)
+for name in ("rename", "replace"):
+    setattr(os, name, then_tell("after rename", first_tell("before rename", getattr(os, name))))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+MOMENTS = {"data": 40, "step": 10, "save": 4, "before rename": 12, "after rename": 12, "any time": 0}
+"""Where kills strike: at a sample's targets, before a step, while files are written, around the renames that make a checkpoint
+whole; and the greatest number of times that this is reached before."""
+
+
+def kill_once(workdir: Path, cache: Path, moment: str, rng: random.Random, length: float) -> bool:
+    """Starts or continues a run and kills it; False if it ended first."""
+    line = command(workdir, cache)
+    if moment != "any time":
+        line = [sys.executable, "-c", KILL, f"{moment}:{rng.randint(1, MOMENTS[moment])}", "train", *line[2:]]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    if moment == "any time":
+        time.sleep(rng.uniform(0, 0.9) * length)
+        process.kill()
+    return process.wait() == -signal.SIGKILL
 
 
 def kill_runs(count: int, cache: Path, rng: random.Random) -> tuple[int, Counter]:
-    """(runs that ended as the undisturbed one, moments) of `count` kills, at most ten a run."""
+    """(runs that did not end as the undisturbed one, kills at each moment) of `count` kills, at most ten a run."""
     with tempfile.TemporaryDirectory() as folder:
         whole = finish(Path(folder) / "whole", cache)
         start = time.monotonic()
         finish(Path(folder) / "timed", cache)
         length = time.monotonic() - start
         moments: Counter = Counter()
-        same = runs = 0
-        while sum(moments.values()) < count:
-            workdir = Path(folder) / f"run{runs}"
-            for _ in range(min(KILLS_OF_A_RUN, count - sum(moments.values()))):
-                process = subprocess.Popen(command(workdir, cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                time.sleep(rng.uniform(0.3, 0.9) * length)
-                if process.poll() is not None:      # it ended first: that is no kill
-                    shutil.rmtree(workdir)
-                    continue
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                moments[moment(workdir)] += 1
-            same += finish(workdir, cache) == whole
+        wrong = runs = 0
+        while moments.total() < count:
+            workdir, moment = Path(folder) / f"run{runs}", ""
+            for _ in range(min(KILLS_OF_A_RUN, count - moments.total())):
+                moment = list(MOMENTS)[moments.total() % len(MOMENTS)]
+                moments[moment] += kill_once(workdir, cache, moment, rng, length)
+            if (digest := finish(workdir, cache)) != whole:
+                print(f"WRONG: run {runs} ends with {digest}, undisturbed {whole}", file=sys.stderr)
+                wrong += 1
             runs += 1
-        return runs - same, moments
+        return wrong, moments
 
 
 def damage_checkpoints(count: int, cache: Path, rng: random.Random) -> tuple[int, Counter]:
@@ -108,9 +151,11 @@ def damage_checkpoints(count: int, cache: Path, rng: random.Random) -> tuple[int
     from jaxcell.start import initial_state
     from jaxcell.systems import build_system
     from jaxcell.training.checkpoint import restore_state
+    from jaxcell.training.log import quiet_libraries
     from jaxcell.training.mesh import make_mesh, replicated
     from jaxcell.training.state import digests
 
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         run, copy = Path(folder) / "run", Path(folder) / "copy"
         finish(run, cache)

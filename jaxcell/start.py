@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcell.configuration import load_config, save_config
+from jaxcell.pretrained.keras import is_keras, read_keras
 from jaxcell.pretrained.torch import read_checkpoint
 from jaxcell.system import System
 from jaxcell.systems import build_system
@@ -83,8 +84,9 @@ def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> T
     Args:
       state: of this network; its step, optimizer state and rng stay.
       system: whose importer is used.
-      start: a PyTorch .pt or .pth, .safetensors or .npz file; or workdirs, as a pattern such as "runs/generation0_*", of which
-        the one with the highest validation score counts: the next generation of an evolution with warm restarts.
+      start: a PyTorch .pt or .pth, .safetensors, .npz or Keras .h5 file; or workdirs, as a pattern such as
+        "runs/generation0_*", of which the one with the highest validation score counts: the next generation of an evolution
+        with warm restarts.
       mesh: where the values go.
 
     Raises:
@@ -106,7 +108,8 @@ def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> T
         raise ValueError(f"{start}: this system has no published checkpoints that could be loaded; leave config.pretrained "
                          "empty.")
     else:
-        variables = jax.device_put(system.load(read_checkpoint(start), state.predicting), replicated(mesh))
+        published = read_keras(start) if is_keras(start) else read_checkpoint(start)
+        variables = jax.device_put(system.load(published, state.predicting), replicated(mesh))
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (variables, state.predicting)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"config.pretrained={start!r} is of another network; use the config.model that it was trained with.")

@@ -33,11 +33,12 @@ from jaxcell.evaluate import make_predict, score_samples
 from jaxcell.start import import_published, initial_state, started_from
 from jaxcell.system import System
 from jaxcell.systems import build_system
+from jaxcell.training.allocator import keep_freed_memory
 from jaxcell.training.checkpoint import Checkpoints, latest_step
 from jaxcell.training.compile_cache import use_compile_cache
 from jaxcell.training.device_augment import device_augmentation
 from jaxcell.training.lock import only_run_in
-from jaxcell.training.log import MetricLog, Stopwatch, profiled, progress_bar, quiet_libraries
+from jaxcell.training.log import MetricLog, Stopwatch, memory_use, profiled, progress_bar, quiet_libraries
 from jaxcell.training.mesh import (
     any_process,
     describe_devices,
@@ -220,7 +221,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
     for iterator in (batches, unlabelled):
         if iterator:
             iterator.close()
-    print(f"step {int(state.step)} of {last}, saved in {checkpoints.directory}", flush=True)
+    print(f"step {int(state.step)} of {last}, saved in {checkpoints.directory}; {memory_use()}", flush=True)
     print(f"state sha256: {state_digest(state, cursor_now())}", flush=True)
     return state, bool(stop) and int(state.step) < last
 
@@ -340,6 +341,8 @@ def run() -> None:
     quiet_libraries()
     join_processes(coordinator=coordinator.value, processes=processes.value, process=process.value)
     use_compile_cache(cache.value)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     if published.value:
         import_published(config.value, published.value, str(workdir.value))
         return

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from jaxcell import cli
-from jaxcell.training import mesh
+from jaxcell import cli, doctor
 
 
 def call(monkeypatch, *arguments: str) -> int:
@@ -18,14 +17,20 @@ def call(monkeypatch, *arguments: str) -> int:
 def test_doctor_tells_versions_and_devices_and_tests_itself(monkeypatch, capsys):
     assert call(monkeypatch, "doctor") == 0
     printed = capsys.readouterr().out
-    for word in ("jaxlib", "orbax-checkpoint", "backend", "self-test"):
+    for word in ("jaxlib", "orbax-checkpoint", "will train on", "float32", "memory of the host", "compiled programs",
+                 "self-test"):
         assert word in printed
 
 
-def test_doctor_is_loud_about_an_unused_accelerator(monkeypatch, capsys):
-    monkeypatch.setattr(mesh, "unused_accelerators", lambda: "an NVIDIA GPU driver is present, but jax sees only the CPU.")
+def test_doctor_is_loud_about_an_unused_accelerator_and_a_cache_that_others_may_write(monkeypatch, tmp_path, capsys):
+    open_to_all = tmp_path / "cache"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    monkeypatch.setattr(doctor, "unused_accelerators", lambda: "an NVIDIA GPU driver is present, but jax sees only the CPU.")
+    monkeypatch.setattr(doctor, "default_folder", lambda: open_to_all)
     assert call(monkeypatch, "doctor") == 1
-    assert "PROBLEM: an NVIDIA GPU" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "PROBLEM: an NVIDIA GPU" in said and "PROBLEM: compiled programs are not kept" in said
 
 
 @pytest.mark.parametrize("arguments, status", [((), 2), (("--help",), 0), (("segment",), 2)])

@@ -1,7 +1,8 @@
 """Intensities of any image -> float32 in [0, 1], and its planes -> the channels a network takes.
 
 Each normaliser works in two steps, because statistics belong to the whole image and never to a tile or crop of it:
-`apply = NORMALIZERS[name](image)` looks at the whole image and returns a function of pixels; `apply(region)` is [0, 1].
+`apply = NORMALIZERS[name](image)` looks at the whole image and returns a function of pixels; `apply(region)` is [0, 1], save for
+"standardise", whose values are deviations from the image's mean: only geometric augmentations suit them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from skimage.exposure import equalize_adapthist
 
-__all__ = ["NORMALIZERS", "challenge_cstm", "challenge_mix", "challenge_prov", "fit_normalizer", "percentile", "select_planes",
-           "to_channels", "type_range"]
+__all__ = ["NORMALIZERS", "challenge_cstm", "challenge_mix", "challenge_prov", "clip_bright", "equalise_locally",
+           "fit_normalizer", "percentile", "select_planes", "standardise", "to_channels", "type_range"]
 
 Curve = Callable[[np.ndarray], np.ndarray]     # pixelwise, any shape -> the same shape
 
@@ -53,6 +55,63 @@ def type_range(image: np.ndarray) -> Curve:
       region -> float32 in [0, 1].
     """
     return _pixelwise(_stretch(0.0, float(np.iinfo(image.dtype).max) if image.dtype.kind in "iu" else 1.0))
+
+
+def standardise(image: np.ndarray) -> Curve:
+    """(value - mean) / (deviation + 1e-7) of each channel.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+
+    Returns:
+      region [..., C] -> float32, of mean 0 and population deviation 1 over the whole image; 0 where it is constant.
+
+    Source: deepcell-toolbox@e8c1277ee424, processing.py normalize. The paper says "batch-wise"; the released statistics are those
+      of an image and channel.
+    """
+    mean = image.mean((0, 1), dtype=np.float64)
+    # Rounding must not turn a constant image into the multiple of 1e-7 that it is off.
+    deviation = np.where(image.max((0, 1)) > image.min((0, 1)), image.std((0, 1), dtype=np.float64), np.inf) + 1e-7
+    return lambda region: ((region - mean) / deviation).astype(np.float32)
+
+
+def clip_bright(image: np.ndarray, *, percentile: float = 99.9) -> Curve:
+    """Lowers what is brighter than a percentile of the channel's values other than 0 to that percentile.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+      percentile: in [0, 100].
+
+    Returns:
+      region [..., C] -> float32 in the image's own unit; a channel of zeros stays.
+
+    Source: deepcell-toolbox@e8c1277ee424, processing.py percentile_threshold: before `equalise_locally` in Mesmer's release.
+    """
+    bright = [channel[channel != 0] for channel in np.moveaxis(image, -1, 0)]
+    tops = np.asarray([np.percentile(values, percentile) if values.size else 0.0 for values in bright])
+    return lambda region: np.minimum(region, tops).astype(np.float32)
+
+
+def equalise_locally(image: np.ndarray, *, kernel: int | None = None) -> np.ndarray:
+    """Contrast-limited adaptive histogram equalisation of each channel (clip limit 0.01, 256 bins).
+
+    It depends on where a pixel lies, so it is none of `NORMALIZERS` and takes whole images only: use it when a data set is made.
+
+    Args:
+      image: [H, W, C] of any dtype.
+      kernel: side of the neighbourhoods, pixels; None takes an eighth of each of the image's sides. Mesmer's release has 128.
+
+    Returns:
+      [H, W, C] float32 in [0, 1]; a constant channel is 0.
+
+    Source: deepcell-toolbox@e8c1277ee424, processing.py histogram_normalization.
+    """
+    return np.stack([_equalised(channel.astype(np.float32), kernel) for channel in np.moveaxis(image, -1, 0)], axis=-1)
+
+
+def _equalised(channel: np.ndarray, kernel: int | None) -> np.ndarray:
+    low, high = channel.min(), channel.max()
+    return equalize_adapthist((channel - low) / (high - low), kernel_size=kernel) if high > low else np.zeros_like(channel)
 
 
 def challenge_cstm(image: np.ndarray, *, gamma_spread: float = 17.0, lower_gamma_bound: float = 0.6, percentile: float = 99.88,
@@ -124,11 +183,12 @@ def challenge_mix(image: np.ndarray, *, gamma_spread: float = 17.0, lower_gamma_
 NORMALIZERS: Mapping[str, Callable[..., Curve]] = {
     "percentile": percentile,
     "type_range": type_range,
+    "standardise": standardise,
     "cstm": challenge_cstm,
     "prov": challenge_prov,
     "cstm-mix": challenge_mix,
 }
-"""name -> (whole image, options) -> (region -> float32 in [0, 1])."""
+"""name -> (whole image, options) -> (region -> float32; in [0, 1] but for "standardise")."""
 
 
 def fit_normalizer(image: np.ndarray, settings: Mapping[str, Any], *, channels: int, planes: Sequence[int] | None = None
@@ -142,7 +202,7 @@ def fit_normalizer(image: np.ndarray, settings: Mapping[str, Any], *, channels: 
       planes: which planes of the image to take, or None for all (see `select_planes`).
 
     Returns:
-      region [h, w, C] of the image as read -> [h, w, channels] float32 in [0, 1].
+      region [h, w, C] of the image as read -> [h, w, channels] float32, in the named function's range.
 
     Raises:
       ValueError: unknown name, planes that do not fit, or values that are not finite.

@@ -34,6 +34,16 @@ class PixelCounts:
         return divide(2 * self.intersection, self.truth + self.prediction)
 
     @property
+    def precision(self) -> np.ndarray:
+        """|A and B| / |B|, B the prediction."""
+        return divide(self.intersection, self.prediction)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """|A and B| / |A|, A the truth."""
+        return divide(self.intersection, self.truth)
+
+    @property
     def iou(self) -> np.ndarray:
         """|A and B| / |A or B|."""
         return divide(self.intersection, self.truth + self.prediction - self.intersection)

@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxcell.metrics.bootstrap import bootstrap_interval
+from jaxcell.metrics.errors import ErrorCounts, error_counts
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, coco_scores, rank_detections
 from jaxcell.metrics.matching import ChallengeCounts, Counts, as_instances, challenge_counts, match_counts, overlap_table
 from jaxcell.metrics.pixels import PixelCounts, pixel_counts
@@ -50,7 +51,15 @@ DEFINITIONS: dict[str, str] = {
                     "pixels or more are scored in patches of 2000 px, an image without a match (an empty one "
                     "included) scores 0, rounded to four digits. The challenge quotes mean and median.",
     "Dice": "2 |A and B| / (|A| + |B|) of foreground pixels, whatever cell they belong to.",
-    "IoU": "|A and B| / |A or B| of foreground pixels, whatever cell they belong to.",
+    "IoU": "|A and B| / |A or B| of foreground pixels, whatever cell they belong to; its mean over images is the \"average pixel "
+           "IoU\" of Mesmer's papers.",
+    "error types": "By deepcell's ObjectMetrics. A pair is correct if its IoU exceeds 0.6 (cutoff 0.4). Cells left over hang "
+                   "together from IoU 0.1 on, or if one lies to more than half in the other: several true cells and one "
+                   "predicted are a merge, one true and several predicted a split, several of both a catastrophe. All others "
+                   "are missed or gained, also two that overlap too little to match. Lost, surplus: one less than each merge "
+                   "or split has.",
+    "deepcell F1, deepcell precision, deepcell recall": "2 d / (cells + predicted), d / predicted, d / cells, where d are the "
+                                                        "correct pairs and, as deepcell counts them, one for each catastrophe.",
     "AP, AP50, AP75": "COCO mask AP: predictions of all images ranked by score, area under interpolated precision "
                       "over recall; mean over IoU 0.50:0.95, at 0.50, at 0.75. Predictions per image and size bands "
                       "as in the settings (COCO itself allows 100 predictions). Overlapping cells keep their masks. "
@@ -79,12 +88,13 @@ class ImageCounts:
     matches: Counts
     challenge: ChallengeCounts
     pixels: PixelCounts
+    errors: ErrorCounts
 
     def row(self) -> np.ndarray:
         """[..., K] float64: the counts side by side (exact up to 2**53), to add up and to resample."""
         m, c, p = self.matches, self.challenge, self.pixels
         last = [c.tp, c.fp, c.fn, c.truth, c.prediction, *(x[..., None] for x in (p.intersection, p.truth, p.prediction))]
-        return np.concatenate([m.tp, m.fp, m.fn, m.iou, *last], axis=-1, dtype=np.float64)
+        return np.concatenate([m.tp, m.fp, m.fn, m.iou, *last, self.errors.row()], axis=-1, dtype=np.float64)
 
     @staticmethod
     def of_rows(rows: np.ndarray) -> ImageCounts:
@@ -93,7 +103,8 @@ class ImageCounts:
         matches = Counts(*(rows[..., i * count:(i + 1) * count] for i in range(4)))
         rest = rows[..., 4 * count:]
         challenge = ChallengeCounts(*(rest[..., i:i + 1] for i in range(5)))
-        return ImageCounts(matches, challenge, PixelCounts(*(rest[..., i] for i in (5, 6, 7))))
+        pixels = PixelCounts(*(rest[..., i] for i in (5, 6, 7)))
+        return ImageCounts(matches, challenge, pixels, ErrorCounts.of_rows(rest[..., 8:]))
 
 
 Score = Callable[[ImageCounts], np.ndarray]
@@ -118,10 +129,17 @@ SCORES: dict[str, Score] = {
     "challenge F1": lambda counts: np.round(counts.challenge.f1[..., 0], 4),
     "Dice": lambda counts: counts.pixels.dice,
     "IoU": lambda counts: counts.pixels.iou,
+    "deepcell F1": lambda counts: counts.errors.f1,
+    "deepcell precision": lambda counts: counts.errors.precision,
+    "deepcell recall": lambda counts: counts.errors.recall,
 }
 
 _TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "F1@0.75", "F1@0.5:0.95", "Jaccard-AP@0.5", "Jaccard-AP@0.75",
           "Jaccard-AP@0.9", "Jaccard-AP@0.5:0.95", "PQ", "SQ", "RQ", "challenge F1", "Dice", "IoU")
+# Column -> count of `ErrorCounts`.
+_ERROR_TABLE = {"cells": "cells", "predicted": "predictions", "correct": "correct", "missed": "missed", "gained": "gained",
+                "merges": "merges", "lost": "missed_in_merges", "splits": "splits", "surplus": "gained_in_splits",
+                "catastrophes": "catastrophes"}
 _MODALITY_TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "Jaccard-AP@0.5", "Jaccard-AP@0.75", "PQ")
 
 
@@ -141,9 +159,10 @@ class Report:
     Attributes:
       settings: thresholds, COCO's bands and limits, and how intervals were drawn.
       overall: {"images", "cells", "predictions", "scores": {name: {"pooled", "mean", "median": {"value", "low", "high"},
-        "images": those in which it is defined}}, "coco": {name: value}}.
+        "images": those in which it is defined}}, "errors": {name of `ErrorCounts`: count}, "coco": {name: value}}.
       modalities: the same for each modality.
-      images: per image "name", "modality", "cells", "predictions", "TP", "FP", "FN" (at IoU 0.5) and "scores": {name: value}.
+      images: per image "name", "modality", "cells", "predictions", "TP", "FP", "FN" (at IoU 0.5), "errors" and "scores": {name:
+        value}.
       definitions: what each name means.
     """
 
@@ -183,12 +202,14 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
             raise ValueError(f"evaluate: image {name!r} has a truth of {truth.shape} pixels and a prediction of "
                              f"{prediction.shape}; they must cover the same pixels. Check that both belong to this image and "
                              "that neither was resized.")
-        counts = ImageCounts(match_counts(overlap_table(truth, prediction), thresholds=THRESHOLDS),
-                             challenge_counts(truth, prediction), pixel_counts(truth, prediction))
+        table = overlap_table(truth, prediction)
+        counts = ImageCounts(match_counts(table, thresholds=THRESHOLDS), challenge_counts(truth, prediction),
+                             pixel_counts(truth, prediction), error_counts(table))
         rows.append(counts.row())
         ranked.append(rank_detections(truth, prediction, thresholds=THRESHOLDS, sizes=sizes, limit=max(limits)))
         images.append({"name": name, "modality": modality, "cells": len(truth), "predictions": len(prediction)}
                       | {"TP": int(counts.matches.tp[0]), "FP": int(counts.matches.fp[0]), "FN": int(counts.matches.fn[0])}
+                      | {"errors": _named(counts.errors)}
                       | {"scores": dict(zip(SCORES, _scores(rows[-1]).tolist(), strict=True))})
     if not images:
         raise ValueError("evaluate: no images to score; the data source or the folder of predictions is empty.")
@@ -197,6 +218,7 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
         chosen = [images[i] for i in index]
         return {"images": len(chosen), "cells": sum(i["cells"] for i in chosen),
                 "predictions": sum(i["predictions"] for i in chosen),
+                "errors": _named(ImageCounts.of_rows(np.sum([rows[i] for i in index], axis=0)).errors),
                 "scores": _summary(np.stack([rows[i] for i in index]), confidence=confidence, resamples=resamples, seed=seed),
                 "coco": coco_scores([ranked[i] for i in index], thresholds=THRESHOLDS, sizes=sizes, limits=limits)}
 
@@ -207,6 +229,10 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
         modalities={m: summary([i for i, image in enumerate(images) if image["modality"] == m])
                     for m in sorted({image["modality"] for image in images})},
         images=images, definitions=DEFINITIONS)
+
+
+def _named(errors: ErrorCounts) -> dict[str, int]:
+    return {name: int(count) for name, count in asdict(errors).items()}
 
 
 def _summary(rows: np.ndarray, *, confidence: float, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -258,7 +284,8 @@ def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def to_table(report: Report) -> str:
-    """The report as Markdown that also reads well in a terminal: all images, by modality, COCO, and what each number means."""
+    """The report as Markdown that also reads well in a terminal: all images, by modality, kinds of errors, COCO, and what
+    each number means."""
     overall, settings = report.overall, report.settings
     percent = f"{100 * settings['confidence']:g} % interval"
     scores = overall["scores"]
@@ -274,6 +301,10 @@ def to_table(report: Report) -> str:
     groups = [*report.modalities.items(), *([("all", overall)] if len(report.modalities) > 1 else [])]
     parts.append(_markdown(["modality (pooled)", "images", "cells", *_MODALITY_TABLE, "median challenge F1", "COCO AP"],
                            [modality_row(name, group) for name, group in groups]))
+
+    parts.append(_markdown(["error types", *_ERROR_TABLE, "deepcell F1"],
+                           [[name, *(f"{group['errors'][key]:,}" for key in _ERROR_TABLE.values()),
+                             _number(group["scores"]["deepcell F1"]["pooled"]["value"])] for name, group in groups]))
 
     parts.append(_markdown(["COCO masks", *overall["coco"]],
                            [[name, *map(_number, group["coco"].values())] for name, group in groups]))

@@ -37,6 +37,7 @@ from jaxcell.models.layers import (
     resize_bilinear,
     resize_nearest,
 )
+from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.contour_proposal import load_contour_proposal
 from jaxcell.system import System, Teaching
 from jaxcell.targets.contours import contour_targets
@@ -231,7 +232,7 @@ def build(config: Any) -> System:
         refinement_features=tuple(m.refinement_features), fuse=_part(FUSIONS, "model.fuse", m.fuse),
         decoder_init=_part(DECODER_INITS, "model.decoder_init", m.decoder_init),
         head_kernel=m.head_kernel, head_features=m.head_features or None, dropout=m.dropout, resize=m.resize,
-        mean=tuple(m.mean), std=tuple(m.std), dtype=jnp.dtype(m.dtype))
+        mean=tuple(m.mean), std=tuple(m.std), dtype=compute_dtype(m.dtype))
 
     image = jax.ShapeDtypeStruct((1, 2 * DIVISOR, 2 * DIVISOR, config.data.channels), jnp.float32)
     shapes, _ = jax.eval_shape(model.init_with_output, {"params": jax.random.PRNGKey(0)}, image)

@@ -21,9 +21,12 @@ __all__ = ["MetricLog", "Stopwatch", "memory_use", "profiled", "progress_bar", "
 
 
 def quiet_libraries() -> None:
-    """Leaves only errors of libraries that tell every save in ten lines (orbax) or every missing TPU (jax)."""
-    for name in ("absl", "jax._src.xla_bridge"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Leaves only errors of libraries that tell every save in ten lines (orbax) or every missing TPU (jax).
+
+    And nothing of asyncio, which tells at length of each array that orbax could not read, after we have said it in a line.
+    """
+    for name, level in (("absl", logging.ERROR), ("jax._src.xla_bridge", logging.ERROR), ("asyncio", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
 
 
 class MetricLog:

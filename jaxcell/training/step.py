@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxcell.models.layers import compiler_options
 from jaxcell.training.mesh import replicated
 from jaxcell.training.objectives import Objective
 from jaxcell.training.state import TrainState
@@ -67,7 +68,8 @@ def make_train_step(objective: Objective, transformation: optax.GradientTransfor
         metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
         return replace(state, step=state.step + 1, skipped=skipped, **kept), metrics | {f"loss/{k}": v for k, v in terms.items()}
 
-    return jax.jit(step, donate_argnums=(0,), out_shardings=(replicated(mesh), replicated(mesh)))
+    return jax.jit(step, donate_argnums=(0,), out_shardings=(replicated(mesh), replicated(mesh)),
+                   compiler_options=compiler_options())
 
 
 def _averaged(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
@@ -78,4 +80,4 @@ def _averaged(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
 
 def make_apply(model: nn.Module) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
     """The network in eval mode: (variables, image [B, H, W, C]) -> outputs. One trace per input shape."""
-    return jax.jit(lambda variables, image: model.apply(variables, image, False))
+    return jax.jit(lambda variables, image: model.apply(variables, image, False), compiler_options=compiler_options())

@@ -10,9 +10,12 @@ from jaxcell.data.normalize import (
     challenge_cstm,
     challenge_mix,
     challenge_prov,
+    clip_bright,
+    equalise_locally,
     fit_normalizer,
     percentile,
     select_planes,
+    standardise,
     to_channels,
     type_range,
 )
@@ -47,7 +50,8 @@ def test_every_normaliser_treats_a_region_as_in_the_whole(name, normalizer):
     image = IMAGES[name]
     apply = NORMALIZERS[normalizer](image)
     whole = apply(image)
-    assert whole.dtype == np.float32 and whole.shape == image.shape and whole.min() >= 0 and whole.max() <= 1
+    low, high = (-99, 99) if normalizer == "standardise" else (0, 1)
+    assert whole.dtype == np.float32 and whole.shape == image.shape and whole.min() >= low and whole.max() <= high
     region = slice(3, 9), slice(10, 17)
     np.testing.assert_allclose(apply(image[region]), whole[region], atol=1e-6)
 
@@ -98,7 +102,7 @@ def test_one_value_that_is_not_finite_is_refused(normalizer, value):
 def test_yes_and_no_are_black_and_white():
     mask = RNG.random((6, 7, 1)) > 0.5
     np.testing.assert_array_equal(select_planes(mask, 1), np.where(mask, np.uint8(255), np.uint8(0)))
-    for name in NORMALIZERS:
+    for name in NORMALIZERS.keys() - {"standardise"}:
         np.testing.assert_array_equal(fit_normalizer(mask, {"name": name}, channels=1)(mask), mask)
 
 
@@ -144,3 +148,26 @@ def test_few_bright_pixels_on_an_even_background_stay_visible():
     curve = NORMALIZERS["percentile"](image)
     assert curve(image).max() == 1.0
     assert curve(image)[0, 0] == 0.0
+
+
+def test_standardise_by_hand():
+    image = np.asarray([[[1, 5], [3, 5]]], np.uint8)
+    np.testing.assert_allclose(standardise(image)(image), [[[-1, 0], [1, 0]]], atol=1e-6)
+    np.testing.assert_allclose(standardise(image)(image[:, 1:]), [[[1, 0]]], atol=1e-6)
+
+
+def test_clip_bright_leaves_zeros_out_of_its_percentile():
+    image = np.asarray([[[0, 0], [0, 0], [10, 0], [20, 0], [90, 0]]], np.uint16)
+    np.testing.assert_array_equal(clip_bright(image, percentile=50)(image)[0, :, 0], (0, 0, 10, 20, 20))
+    assert not clip_bright(image)(image)[..., 1].any()
+
+
+def test_equalise_locally():
+    image = np.random.default_rng(0).integers(0, 9, (64, 64, 2)).astype(np.uint8)
+    image[:, 32:, 0] += 200
+    image[..., 1] = 7
+    equal = equalise_locally(image, kernel=16)
+    assert equal.dtype == np.float32 and equal.shape == image.shape and not equal[..., 1].any()
+    assert equal.min() >= 0 and equal.max() <= 1
+    # Noise on a level of its own stands out (on the brightest one half of it is clipped).
+    assert equal[:, :24, 0].std() > 1.5 * image[:, :24, 0].std() / 208

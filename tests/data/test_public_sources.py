@@ -216,6 +216,15 @@ def test_livecell_subsets_take_every_nth_image_of_the_chosen_type(tmp_path):
             LiveCellSource(tmp_path, **wrong)
 
 
+def test_livecell_can_be_resized_as_the_paper_did(tmp_path):
+    plain = LiveCellSource(livecell(tmp_path))[0]
+    sample = LiveCellSource(tmp_path, size=(12, 8))[0]
+    assert sample.image.shape[:2] == (12, 8) and sample.image.dtype == np.float32 and sample.labels.dtype == np.int32
+    np.testing.assert_allclose(sample.image, 7, rtol=1e-6)               # grey levels stay
+    np.testing.assert_array_equal(sample.labels, plain.labels.repeat(2, axis=0))
+    assert sample.pixel_size is None and sample.name == plain.name
+
+
 def test_livecell_subsets_are_those_of_the_reference(parity_dir):
     from jaxcell.data.sources.livecell import EVERY
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxcell.losses.pixels import binary_cross_entropy, softmax_cross_entropy
+from jaxcell.losses.pixels import (
+    binary_cross_entropy,
+    categorical_cross_entropy,
+    class_weights,
+    softmax_cross_entropy,
+    weighted_cross_entropy,
+    weighted_focal,
+)
 
 
 def test_binary_cross_entropy_by_hand():
@@ -49,3 +56,45 @@ def test_nothing_is_broadcast():
         softmax_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((1,), jnp.int32))
     with pytest.raises(AssertionError):
         softmax_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))
+    with pytest.raises(AssertionError):
+        categorical_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((1, 3)))
+
+
+TARGET = jnp.asarray([[1, 0], [0, 1], [0, 1], [0, 1], [0, 0]], jnp.float32)      # the last pixel is ignored
+PROBABILITIES = jnp.asarray([[0.5, 0.5], [0.2, 0.8], [1, 1], [1, 0], [0.9, 0.1]], jnp.float32)
+
+
+def test_categorical_cross_entropy_by_hand():
+    expected = [np.log(2), -np.log(0.8), np.log(2), -np.log(1e-7), 0]
+    np.testing.assert_allclose(categorical_cross_entropy(PROBABILITIES, TARGET), expected, rtol=1e-6)
+    np.testing.assert_allclose(categorical_cross_entropy(7 * PROBABILITIES, TARGET), expected, rtol=1e-6)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+    classes = jnp.asarray([0, 1, 2, 2, 1, 0])
+    np.testing.assert_allclose(categorical_cross_entropy(jax.nn.softmax(logits), jax.nn.one_hot(classes, 3)),
+                               softmax_cross_entropy(logits, classes), rtol=1e-5)
+
+
+def test_weights_make_classes_count_alike_and_leave_ignored_pixels_out():
+    np.testing.assert_allclose(class_weights(TARGET), (4 / (2 * 2), 4 / (2 * 4)))
+    plain = categorical_cross_entropy(PROBABILITIES, TARGET)
+    expected = plain * jnp.asarray([1, 0.5, 0.5, 0.5, 0])
+    np.testing.assert_allclose(weighted_cross_entropy(PROBABILITIES, TARGET), expected, rtol=1e-6)
+    without = weighted_cross_entropy(PROBABILITIES[:4], TARGET[:4])
+    np.testing.assert_array_equal(weighted_cross_entropy(PROBABILITIES, TARGET)[:4], without)
+    doubled = weighted_cross_entropy(PROBABILITIES, TARGET, weights=jnp.asarray([2.0, 2.0]))
+    np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-6)
+    assert jnp.isfinite(weighted_cross_entropy(PROBABILITIES, jnp.zeros_like(TARGET))).all()
+
+
+def test_focal_loss_counts_certain_pixels_less():
+    np.testing.assert_allclose(weighted_focal(PROBABILITIES, TARGET, gamma=0.0), weighted_cross_entropy(PROBABILITIES, TARGET))
+    ratio = weighted_focal(PROBABILITIES, TARGET, gamma=2.0)[:3] / weighted_cross_entropy(PROBABILITIES, TARGET)[:3]
+    np.testing.assert_allclose(ratio, (0.25, 0.04, 0.25), rtol=1e-5)
+
+
+def test_gradients_of_probabilities_are_finite():
+    for loss in (categorical_cross_entropy, weighted_cross_entropy, weighted_focal):
+        gradient = jax.grad(lambda p, f=loss: f(p, TARGET).sum())(PROBABILITIES)
+        assert jnp.isfinite(gradient).all() and (gradient[4] == 0).all()
+    inside = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, (5, 2)), jnp.float32)
+    check_grads(lambda p: weighted_cross_entropy(p, TARGET), (inside,), order=1, modes=["rev"], eps=1e-3, atol=1e-2, rtol=1e-2)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from metrics.cells import jittered, random_cells, squares
 
+from jaxcell.metrics.errors import error_counts
 from jaxcell.metrics.masks import LIVECELL_SIZES
-from jaxcell.metrics.matching import challenge_counts, match
+from jaxcell.metrics.matching import challenge_counts, match, overlap_table
 from jaxcell.metrics.pixels import pixel_counts
 from jaxcell.metrics.report import DEFINITIONS, SCORES, THRESHOLDS, ImageCounts, evaluate, plot, to_json, to_table
 
@@ -36,6 +37,10 @@ def test_by_hand():
     assert report.overall["coco"]["AP50"] == pytest.approx(51 / 101)
     assert [(i["TP"], i["FP"], i["FN"]) for i in report.images] == [(1, 0, 0), (1, 0, 1), (0, 0, 0), (0, 0, 1)]
     assert np.isnan(report.images[2]["scores"]["F1@0.5"])
+    errors = report.overall["errors"]
+    assert (errors["correct"], errors["missed"], errors["gained"], errors["cells"]) == (2, 2, 0, 4)
+    assert report.modalities["dark"]["errors"]["missed"] == 1 and report.images[1]["errors"]["correct"] == 1
+    assert report.overall["scores"]["deepcell F1"]["pooled"]["value"] == pytest.approx(2 * 2 / (4 + 2))
     for kind in ("pooled", "mean", "median"):
         assert f1[kind]["low"] <= f1[kind]["value"] <= f1[kind]["high"]
 
@@ -45,9 +50,9 @@ def test_rows_carry_all_counts():
     truth = random_cells(rng, 9)
     prediction = jittered(rng, truth)
     counts = ImageCounts(match(truth, prediction, thresholds=THRESHOLDS), challenge_counts(truth, prediction),
-                         pixel_counts(truth, prediction))
+                         pixel_counts(truth, prediction), error_counts(overlap_table(truth, prediction)))
     back = ImageCounts.of_rows(np.stack([counts.row(), 2 * counts.row()]))
-    for part in ("matches", "challenge", "pixels"):
+    for part in ("matches", "challenge", "pixels", "errors"):
         for name, value in vars(getattr(counts, part)).items():
             np.testing.assert_array_equal(vars(getattr(back, part))[name], np.stack([value, 2 * value]))
 

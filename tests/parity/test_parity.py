@@ -21,28 +21,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("path", [pytest.param(folder, marks=skip, id="absent")])
 
 
-def subsample(case: Case, name: str, value: np.ndarray) -> np.ndarray:
-    """Applies the recorded subsampling to a value of the full shape."""
-    stored = case.stored[name]
-    if stored == "whole" or value.shape != case.shapes[name]:
-        return value
-    parts = [slice(*(int(n) if n else None for n in part.split(":"))) for part in stored.strip("[] ").replace(" ", "").split(",")]
-    return value[tuple(parts)]
-
-
 def compare(case: Case, name: str, value: np.ndarray, mask: np.ndarray | None) -> None:
     expected = case.outputs[name]
-    value = subsample(case, name, np.asarray(value))
+    value = case.subsample(name, np.asarray(value))
     assert value.shape == expected.shape, f"{name}: shape {value.shape}, recorded {expected.shape}"
     tolerance = TOLERANCES.get(f"{case.meta_name}:{name}", TOLERANCES.get(case.meta_name, 1e-4))
     if expected.dtype.kind in "iub" and tolerance == 1e-4:
         wrong = value.astype(np.int64) != expected.astype(np.int64)
-        wrong &= True if mask is None else subsample(case, name, mask)
+        wrong &= True if mask is None else case.subsample(name, mask)
         assert not wrong.any(), f"{name}: {wrong.sum()} of {wrong.size} integers differ"
         return
     error = np.abs(value.astype(np.float64) - expected.astype(np.float64))
     if mask is not None:
-        error = np.where(subsample(case, name, mask), error, 0.0)
+        error = np.where(case.subsample(name, mask), error, 0.0)
     scale = max(float(np.abs(expected.astype(np.float64)).max(initial=0.0)), 1e-30)
     absolute = expected.dtype.kind in "iub"     # a tolerance for integers is a count of grey levels
     worst = float(error.max(initial=0.0)) / (1.0 if absolute else scale)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from skimage.transform import resize
 
 from jaxcell.data.annotations.crops import pack_crops
 from jaxcell.data.annotations.json_file import read_json
@@ -15,8 +17,11 @@ from jaxcell.data.annotations.runs import crop_of_runs
 from jaxcell.data.images import readable_files
 from jaxcell.data.sources import coco
 from jaxcell.data.sources.paired import Entry, PairedSource, name_some, need_folder
+from jaxcell.types import Sample
 
-__all__ = ["LiveCellSource"]
+__all__ = ["EVERY", "LiveCellSource", "every_nth", "resize_sample"]
+
+Item = TypeVar("Item")
 
 LAYOUT = ("LIVECell looks like images/livecell_train_val_images/*.tif (or .../CELLTYPE/*.tif), images/livecell_test_images/ and "
           "annotations/LIVECell/livecell_coco_train.json, _val.json, _test.json")
@@ -38,7 +43,7 @@ class LiveCellSource(PairedSource):
     """
 
     def __init__(self, root: str | Path, *, split: str | None = None, cell_type: str | None = None, percent: int = 100,
-                 limit: int | None = None) -> None:
+                 limit: int | None = None, size: Sequence[int] | None = None) -> None:
         """Reads the annotation files and finds their images; that of the whole training set takes a minute and 6 GB.
 
         Args:
@@ -48,6 +53,8 @@ class LiveCellSource(PairedSource):
             missing, `annotations/LIVECell_single_cells/TYPE/SPLIT.json` serves.
           percent: 2, 4, 5, 25, 50 or 100: every 50th, 25th, 20th, 4th, 2nd or each image of the split and type, from the first.
           limit: takes the first so many.
+          size: (H, W) to which images and labels are resized, such as (512, 512), which changes the cells' shapes; None keeps
+            them.
 
         Raises:
           FileNotFoundError: no such folder, no annotation file, or an image is missing.
@@ -67,7 +74,7 @@ class LiveCellSource(PairedSource):
                 continue
             files = _image_files(root, part)
             listed = _listed(table, cell_type)
-            taken = [name for name in list(listed)[::EVERY[percent]] if name not in drawn]
+            taken = [name for name in every_nth(list(listed), EVERY[percent]) if name not in drawn]
             taken = taken[:None if limit is None else limit - len(entries)]
             if missing := [name for name in taken if name not in files]:
                 raise FileNotFoundError(f"{root / 'images'}: {len(missing)} of {len(taken)} images that {table.name} lists are "
@@ -76,6 +83,41 @@ class LiveCellSource(PairedSource):
             entries += [Entry(files[name], name, table, part, f"phase contrast ({_type_of(name)})", _well_of(name))
                         for name in taken]
         super().__init__(entries, root=root, layout=LAYOUT, read=partial(_read, drawn=drawn), limit=limit)
+        self._size = None if size is None else (int(size[0]), int(size[1]))
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return sample if self._size is None else resize_sample(sample, self._size)
+
+
+def every_nth(items: Sequence[Item], n: int) -> Sequence[Item]:
+    """Every n-th of a list, from the first: ceil(len / n) of them.
+
+    Source: the paper, section 4.2, which leaves open where to start.
+    """
+    return items[::n]
+
+
+def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
+    """The sample on another grid: what a network that takes squares only was trained on.
+
+    Args:
+      sample: image [H, W, C], labels [H, W, D] or None.
+      size: (h, w).
+
+    Returns:
+      The sample with its image interpolated (bilinear after a Gaussian against aliasing; float32 in the old unit) and its labels
+      those of the nearest pixel; a cell can vanish. A pixel has no single size any more where the aspect ratio changes.
+
+    Source: the paper, section 4.3 (scikit-image; its options are not said).
+    """
+    height, width = sample.image.shape[:2]
+    image = resize(sample.image, size, order=1, anti_aliasing=True, preserve_range=True).astype(np.float32)
+    nearest = partial(resize, output_shape=size, order=0, anti_aliasing=False, preserve_range=True)
+    labels, nuclei = (None if part is None else nearest(part).astype(np.int32) for part in (sample.labels, sample.nuclei))
+    even = height * size[1] == width * size[0]
+    pixel_size = sample.pixel_size * height / size[0] if sample.pixel_size is not None and even else None
+    return dataclasses.replace(sample, image=image, labels=labels, nuclei=nuclei, pixel_size=pixel_size)
 
 
 def _annotation_file(root: Path, split: str, cell_type: str | None, *, needed: bool) -> Path | None:

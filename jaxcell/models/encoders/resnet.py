@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcell.models.layers import ConvBlock, Part, max_pool
+from jaxcell.models.layers import ConvBlock, Part, max_pool, stored
 
 __all__ = ["Bottleneck", "ResNet"]
 
@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
         if y.shape != x.shape:
             x = self.conv(4 * self.features, 1, self.stride, name="projection")(x)
             x = self.norm(name="projection_norm")(x)
-        return self.act(x + y)
+        return stored(self.act(x + y))
 
 
 class ResNet(nn.Module):
