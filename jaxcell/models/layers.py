@@ -407,6 +407,9 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if x.shape[-1] % self.num_groups:
+            raise ValueError(f"GroupNorm: {x.shape[-1]} channels do not divide into {self.num_groups} groups; choose a "
+                             "config.model.width of which every feature is a multiple.")
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         average = partial(_mean_of_groups, groups=self.num_groups)
