@@ -61,7 +61,8 @@ def main() -> None:
             + f" | {values(log, 'val/f1')[-1]:.4f} |" for dtype, log in logs.items()]
     text = "\n".join(["| arithmetic | " + " | ".join(f"mean loss, quarter {i}" for i in (1, 2, 3, 4)) + " | validation F1@0.5 |",
                       "| --- |" + " ---: |" * 5, *rows])
-    arguments.out.with_suffix(".md").write_text(f"`{__doc__.splitlines()[2].strip()}`\n\n{text}\n")
+    command = f"python -m benchmarks.precision --variant {arguments.variant} --steps {arguments.steps}"
+    arguments.out.with_suffix(".md").write_text(f"`{command}`\n\n{text}\n")
     print(text)
 
 
