@@ -30,6 +30,7 @@ from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
 from jaxcell.inference.blocks import predict_image
+from jaxcell.inference.ensemble import mean_outputs, predict_image_merged
 from jaxcell.inference.overlap import predict_image_overlapping
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES
 from jaxcell.metrics.matching import drop_ignored
@@ -50,12 +51,14 @@ __all__ = ["coco_names", "iterate", "load_predictor", "make_predict", "open_trut
 Predict = Callable[[Any, np.ndarray], Instances]
 
 
-def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any) -> Predict:
+def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any, *,
+                 partners: Sequence[Callable[[jax.Array], Mapping[str, jax.Array]]] = ()) -> Predict:
     """(variables, image as stored) -> Instances, by `config.inference` and `config.data`.
 
     Args:
       apply: of `make_apply`; compiled once for `config.inference.tile`, whatever the image's size.
       mesh: tiles are shared out over its devices.
+      partners: further networks, images -> outputs with the same keys; the mean of all is decoded.
     """
     options = config.inference
     batch = -(-options.batch // mesh.size) * mesh.size
@@ -64,6 +67,8 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
                                   halo=options.halo),
         "overlapping": lambda: partial(predict_image_overlapping, crop=options.tile, stride=options.tile // 2,
                                        border=options.border, nms_threshold=config.decode.nms_threshold),
+        "merged": lambda: partial(predict_image_merged, window=options.tile, overlap=options.overlap, blend=options.blend,
+                                  scales=tuple(options.scales), large=options.large, block=options.block, halo=options.halo),
     }
     if options.mode not in modes:
         raise ValueError(f"config.inference.mode={options.mode!r} is unknown; known are {', '.join(modes)}.")
@@ -72,7 +77,8 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     def predict(variables: Any, image: np.ndarray) -> Instances:
         image = image[..., None] if image.ndim == 2 else image
         def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
-            return jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"]))
+            images = shard_batch({"image": tiles}, mesh)["image"]
+            return jax.device_get(mean_outputs([apply(variables, images), *(partner(images) for partner in partners)]))
 
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
@@ -87,17 +93,32 @@ def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any
     Args:
       workdir: of the run.
       checkpoint: "best" by validation score, or "latest". A run that never validated has no best one; then the latest serves.
-      config: a changed copy of the run's config; None for the run's own.
+      config: a changed copy of the run's config; None for the run's own. In the mode "merged", `config.inference.partners` names
+        the workdirs of further runs, whose networks predict together with this one's.
     """
     quiet_libraries()
     config = load_config(workdir) if config is None else config
     if problem := unused_accelerators():
         print(f"WARNING: predicting on the CPU: {problem}", file=sys.stderr)
-    system, mesh = build_system(config), make_mesh()
+    mesh = make_mesh()
+    system, apply, variables = _restored(config, workdir, mesh, checkpoint)
+    partners = [_restored(load_config(other), other, mesh, checkpoint) for other in _partners(config.inference)]
+    predict = make_predict(system, apply, mesh, config, partners=[partial(run, trained) for _, run, trained in partners])
+    return partial(predict, variables)
+
+
+def _partners(options: Any) -> tuple[str, ...]:
+    """The workdirs of `config.inference.partners`, which only configs of the mode "merged" have."""
+    return tuple(options.partners) if options.mode == "merged" else ()
+
+
+def _restored(config: Any, workdir: str | Path, mesh: Mesh, checkpoint: str
+              ) -> tuple[System, Callable[[Any, jax.Array], Mapping[str, jax.Array]], Any]:
+    """(system, its network compiled, trained variables) of a workdir."""
+    system = build_system(config)
     state, path = trained_state(config, system, workdir, mesh, checkpoint=checkpoint)
     print(f"{config.system} from {path}, step {int(state.step)}; decode: {dict(config.decode)}", flush=True)
-    predict = make_predict(system, make_apply(system.model), mesh, config)
-    return partial(predict, state.predicting)
+    return system, make_apply(system.model), state.predicting
 
 
 def score_samples(predict: Callable[[np.ndarray], Instances], samples: Iterable[Sample], *, pictures: Path | None = None,

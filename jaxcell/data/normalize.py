@@ -15,7 +15,8 @@ import numpy as np
 from skimage.exposure import equalize_adapthist
 
 __all__ = ["NORMALIZERS", "challenge_cstm", "challenge_mix", "challenge_prov", "clip_bright", "equalise_locally",
-           "fit_normalizer", "percentile", "select_planes", "standardise", "to_channels", "type_range"]
+           "fit_normalizer", "maunet", "maunet_eight_bits", "maunet_paper", "percentile", "select_planes", "standardise",
+           "to_channels", "type_range"]
 
 Curve = Callable[[np.ndarray], np.ndarray]     # pixelwise, any shape -> the same shape
 
@@ -180,6 +181,72 @@ def challenge_mix(image: np.ndarray, *, gamma_spread: float = 17.0, lower_gamma_
     return _over_255(lambda values: np.trunc(share * prov(values) + (1 - share) * cstm(values)))
 
 
+def maunet(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.0, scale: str = "maximum") -> Curve:
+    """`maunet_eight_bits` as a part of the image's largest value.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+      lower: percentile that becomes 0.
+      upper: percentile that becomes 255.
+      scale: how 8 bits become [0, 1]: "maximum" divides by the largest value of all channels (the released prediction), "range"
+        takes their least to 0 and their largest to 1 (the released training). They differ only where no pixel is 0.
+
+    Returns:
+      region [..., C] -> float32 in [0, 1].
+
+    Raises:
+      ValueError: another `scale`.
+
+    Source: Woof6/neurips22-cellseg_saltfish@c2b85d5, predict.py and train.py.
+    Departs: an image of zeros stays so; the released code divides by 0.
+    """
+    if scale not in ("maximum", "range"):
+        raise ValueError(f"maunet: scale={scale!r} is unknown; known are maximum, range.")
+    curves = _eight_bit_curves(image, lower, upper)
+    levels = [curve(_distinct(image[..., c])) for c, curve in enumerate(curves)]
+    low = min(float(values.min()) for values in levels) if scale == "range" else 0.0
+    span = max(float(values.max()) for values in levels) - low
+    return lambda region: np.clip((_each_channel(curves, region) - np.float32(low)) / np.float32(span or 1), 0, 1)
+
+
+def maunet_eight_bits(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.0) -> Curve:
+    """8 bits from the percentiles of each channel's values that are not 0, rounded down.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+      lower: percentile that becomes 0.
+      upper: percentile that becomes 255.
+
+    Returns:
+      region [..., C] -> float32, whole numbers from 0 to 255. A channel whose percentiles differ by at most 0.001 is taken
+      modulo 256.
+
+    Source: Woof6/neurips22-cellseg_saltfish@c2b85d5, data_preprocess.py and predict.py normalize_channel.
+    """
+    curves = _eight_bit_curves(image, lower, upper)
+    return lambda region: _each_channel(curves, region)
+
+
+def maunet_paper(image: np.ndarray, *, lower: float = 1.0, upper: float = 99.0, low: float = 0.01, high: float = 0.99) -> Curve:
+    """Each channel's percentiles of the values that are not 0 become 0.01 and 0.99, without a detour over 8 bits.
+
+    Args:
+      image: [H, W, C] whole image of any dtype.
+      lower: percentile that becomes `low`.
+      upper: percentile that becomes `high`.
+      low: least value of the result.
+      high: largest value of the result.
+
+    Returns:
+      region [..., C] -> float32 in [low, high]; a constant channel is `low`.
+
+    Source: MAUNet paper, section 2.1, which says no more than the range.
+    """
+    ranges = [_range(channel, lower, upper, skip_zero=True) for channel in np.moveaxis(image, -1, 0)]
+    curves = [_pixelwise(_stretch(*ends)) for ends in ranges]
+    return lambda region: np.float32(low) + np.float32(high - low) * _each_channel(curves, region)
+
+
 NORMALIZERS: Mapping[str, Callable[..., Curve]] = {
     "percentile": percentile,
     "type_range": type_range,
@@ -187,6 +254,8 @@ NORMALIZERS: Mapping[str, Callable[..., Curve]] = {
     "cstm": challenge_cstm,
     "prov": challenge_prov,
     "cstm-mix": challenge_mix,
+    "maunet": maunet,
+    "maunet_paper": maunet_paper,
 }
 """name -> (whole image, options) -> (region -> float32; in [0, 1] but for "standardise")."""
 
@@ -309,6 +378,19 @@ def _prov(image: np.ndarray, lower: float, upper: float) -> Curve:
     return lambda values: np.trunc(stretch(values) * 255)
 
 
+def _eight_bit_curves(image: np.ndarray, lower: float, upper: float) -> list[Curve]:
+    """One function for each channel."""
+    return [_pixelwise(_eight_bits(*_percentiles(channel, lower, upper, skip_zero=True)))
+            for channel in np.moveaxis(image, -1, 0)]
+
+
+def _eight_bits(low: float, high: float) -> Curve:
+    if high - low <= 0.001:
+        return lambda values: np.mod(np.trunc(values), 256)
+    stretch = _stretch(low, high)
+    return lambda values: np.trunc(stretch(values) * 255)
+
+
 def _prov_share(image: np.ndarray, cstm: Curve) -> float:
     if image.shape[-1] >= 3:
         blue = image[..., 2]
@@ -326,6 +408,16 @@ def _stretch(low: float, high: float) -> Curve:
 
 def _over_255(curve: Curve) -> Curve:
     return _pixelwise(lambda values: curve(values) / 255)
+
+
+def _each_channel(curves: Sequence[Curve], region: np.ndarray) -> np.ndarray:
+    """Channel c of the region by `curves[c]`."""
+    return np.stack([curve(region[..., c]) for c, curve in enumerate(curves)], axis=-1)
+
+
+def _distinct(channel: np.ndarray) -> np.ndarray:
+    """The values that occur in a channel, or all where they cannot be listed."""
+    return np.flatnonzero(_histogram(channel)).astype(channel.dtype) if _levels(channel) else channel
 
 
 def _pixelwise(curve: Curve) -> Curve:
@@ -351,9 +443,9 @@ def _histogram(image: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _range(image: np.ndarray, lower: float, upper: float) -> tuple[float, float]:
+def _range(image: np.ndarray, lower: float, upper: float, *, skip_zero: bool = False) -> tuple[float, float]:
     """The two percentiles; minimum and maximum where they coincide: a few bright cells on an even background must not vanish."""
-    low, high = _percentiles(image, lower, upper)
+    low, high = _percentiles(image, lower, upper, skip_zero=skip_zero)
     return (low, high) if high > low else (float(image.min()), float(image.max()))
 
 
@@ -371,7 +463,9 @@ def _percentiles(image: np.ndarray, lower: float, upper: float, *, skip_zero: bo
         return 0.0, 0.0
     ranks = np.asarray([lower, upper]) / 100 * (below[-1] - 1)
     first, second = (np.searchsorted(below, np.minimum(np.floor(ranks) + i, below[-1] - 1), side="right") for i in (0, 1))
-    low, high = (first + (second - first) * (ranks % 1)).tolist()
+    share, step = ranks % 1, second - first
+    # From the nearer end, as numpy does: the last digit decides where values are cut off to whole numbers.
+    low, high = np.where(share < 0.5, first + step * share, second - step * (1 - share)).tolist()
     return low, high
 
 

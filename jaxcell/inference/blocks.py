@@ -21,7 +21,7 @@ report are reduced to the better one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +30,8 @@ import numpy as np
 
 from jaxcell.types import Instances
 
-__all__ = ["Window", "clip_instances", "dense_blocks", "plan_blocks", "plan_tiles", "predict_image", "read_batch", "read_region",
-           "seam_duplicates"]
+__all__ = ["Window", "clip_instances", "decode_blocks", "dense_blocks", "plan_blocks", "plan_tiles", "predict_image",
+           "read_batch", "read_region", "reflect", "seam_duplicates"]
 
 Apply = Callable[[np.ndarray], Mapping[str, Any]]
 Maps = dict[str, np.ndarray]
@@ -114,10 +114,10 @@ def read_region(image: Any, box: Box) -> np.ndarray:
     Returns:
       [y1 - y0, x1 - x0, C], the image's dtype.
     """
-    rows, columns = (_reflect(np.arange(start, stop), size)
+    rows, columns = (reflect(np.arange(start, stop), size)
                      for start, stop, size in zip(box[:2], box[2:], image.shape[:2], strict=True))
     part = np.asarray(image[int(rows.min()):int(rows.max()) + 1, int(columns.min()):int(columns.max()) + 1])
-    if part.shape[:2] == (len(rows), len(columns)):
+    if box[2] <= image.shape[0] and box[3] <= image.shape[1]:
         return part
     return part[(rows - rows.min())[:, None], columns - columns.min()]
 
@@ -228,7 +228,29 @@ def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin
     Warns:
       UserWarning: once, when cells are cut by the end of a halo.
     """
-    shape = (int(image.shape[0]), int(image.shape[1]))
+    blocks = dense_blocks(apply, image, tile=tile, margin=margin, block=block, halo=halo, batch=batch, divisor=divisor,
+                          normalize=normalize)
+    return decode_blocks(blocks, (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
+
+
+def decode_blocks(blocks: Iterable[tuple[Window, Maps]], shape: tuple[int, int], *, decode: Decode, halo: int) -> Instances:
+    """The cells of an image from the maps of its blocks, each once; a block is decoded while the next one's maps are made.
+
+    Args:
+      blocks: all windows of `plan_blocks` and the maps of their frames, see `dense_blocks`.
+      shape: (H, W) of the image, pixels.
+      decode: see `predict_image`.
+      halo: of the blocks, for the warning.
+
+    Returns:
+      Instances in the image; ordered by block, then as decoded.
+
+    Raises:
+      ValueError: `decode` returns another region than the block's.
+
+    Warns:
+      UserWarning: once, when cells are cut by the end of a halo.
+    """
     parts: list[Instances] = []
     cut_sizes: list[np.ndarray] = []
     cores: list[Box] = []
@@ -240,8 +262,7 @@ def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin
         cut_sizes.append(sizes)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        for window, maps in dense_blocks(apply, image, tile=tile, margin=margin, block=block, halo=halo, batch=batch,
-                                         divisor=divisor, normalize=normalize):
+        for window, maps in blocks:
             if pending is not None:
                 finish(pending)
             pending = pool.submit(_decode_block, decode, maps, window, shape)
@@ -331,7 +352,7 @@ def _warn_of_cut_cells(sizes: np.ndarray, halo: int) -> None:
         height, width = sizes[np.argmax(sizes.max(1))]
         warnings.warn(f"{len(sizes)} cells reach the end of their block's halo of {halo} px and are cut there (the largest is at "
                       f"least {height} x {width} px). Set halo above the size of the largest cell, or block above the size of "
-                      "the image.", UserWarning, stacklevel=3)
+                      "the image.", UserWarning, stacklevel=4)
 
 
 def _tile_axis(size: int, *, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
@@ -364,8 +385,8 @@ def _check_multiple(name: str, value: int, unit: int, *, what: str) -> None:
                          f"Use {_ceil(max(value, 0), unit)}.")
 
 
-def _reflect(index: np.ndarray, size: int) -> np.ndarray:
-    """Indices past the end, mirrored at the last pixel (which is not repeated), as often as needed."""
+def reflect(index: np.ndarray, size: int) -> np.ndarray:
+    """Indices past either end, mirrored at the first and last pixel (which are not repeated), as often as needed."""
     if size == 1:
         return np.zeros_like(index)
     folded = index % (2 * size - 2)

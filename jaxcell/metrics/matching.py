@@ -123,6 +123,15 @@ class ChallengeCounts:
         """Harmonic mean of precision and recall, 0 without a match; the challenge rounds it to 4 digits."""
         return np.where(self.tp == 0, 0.0, divide(2 * self.tp, self.truth + self.prediction))
 
+    @property
+    def counted_f1(self) -> np.ndarray:
+        """F1 from `tp`, `fp` and `fn` as counted, 0 without a match: larger than `f1` where an image or patch has no prediction.
+
+        Source: Woof6/neurips22-cellseg_saltfish@c2b85d5, eval_f1.py F1_2 (MAUNet's score), which rounds it to 4 digits.
+        """
+        precision, recall = divide(self.tp, self.tp + self.fp), divide(self.tp, self.tp + self.fn)
+        return np.where(self.tp == 0, 0.0, divide(2 * (precision * recall), precision + recall))
+
 
 # --------------------------------------------------------------------------------------------------------- overlap table
 
@@ -371,7 +380,8 @@ def challenge_counts(truth: Instances | np.ndarray, prediction: Instances | np.n
       large: pixels of an image from which patches are used.
       patch: side of a patch, pixels.
       empty_prediction: what an image (or patch) without any prediction adds to `fn`: "challenge" nothing, as the script does,
-        or "count_missed" its true cells. Precision, recall and F1 divide by `truth` and `prediction` and are the same.
+        or "count_missed" its true cells. Precision, recall and F1 divide by `truth` and `prediction` and are the same (but not
+        `counted_f1`).
 
     Returns:
       ChallengeCounts of shape [T].

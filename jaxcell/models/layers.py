@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-__all__ = ["BatchNorm", "Conv", "ConvBlock", "ConvTranspose", "GroupNorm", "Part", "ResidualBlock",
+__all__ = ["BatchNorm", "Conv", "ConvBlock", "ConvTranspose", "GroupNorm", "InstanceNorm", "Part", "ResidualBlock",
            "adaptive_average_pool", "average_pool", "compiler_options", "convolve", "convolve_transposed", "fan_in_uniform",
            "fan_out_normal", "max_pool", "resize_bilinear", "resize_nearest", "stored"]
 
@@ -323,6 +323,11 @@ def _mean_of_groups(means: jax.Array, *, groups: int) -> jax.Array:
     return jnp.broadcast_to(jnp.mean(grouped, -1, keepdims=True), grouped.shape).reshape(means.shape)
 
 
+def _mean_of_pixels(means: jax.Array) -> jax.Array:
+    """[B, C] -> [B, C], each image and channel by itself."""
+    return means
+
+
 def _over_pixels(values: jax.Array, x: jax.Array) -> jax.Array:
     """[B or 1, C] -> [B or 1, 1, ..., C], to stand beside x."""
     return values.reshape(len(values), *(1,) * (x.ndim - 2), values.shape[-1])
@@ -414,6 +419,18 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         average = partial(_mean_of_groups, groups=self.num_groups)
         return _normalise(x, scale, bias, average, self.epsilon)[0].astype(self.dtype)
+
+
+class InstanceNorm(nn.Module):
+    """PyTorch's instance norm without parameters: each channel of each image by itself; statistics in float32."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        one, zero = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
+        return _normalise(x, one, zero, _mean_of_pixels, self.epsilon)[0].astype(self.dtype)
 
 
 @jax.named_scope("max_pool")

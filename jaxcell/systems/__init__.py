@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcell.system import System
-from jaxcell.systems import contour_proposal, mesmer
+from jaxcell.systems import contour_proposal, maunet, mesmer
 
 __all__ = ["SYSTEMS", "build_system"]
 
 SYSTEMS: dict[str, Callable[[Any], System]] = {
     "contour_proposal": contour_proposal.build,
+    "maunet": maunet.build,
     "mesmer": mesmer.build,
 }
 

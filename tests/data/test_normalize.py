@@ -13,6 +13,9 @@ from jaxcell.data.normalize import (
     clip_bright,
     equalise_locally,
     fit_normalizer,
+    maunet,
+    maunet_eight_bits,
+    maunet_paper,
     percentile,
     select_planes,
     standardise,
@@ -103,7 +106,9 @@ def test_yes_and_no_are_black_and_white():
     mask = RNG.random((6, 7, 1)) > 0.5
     np.testing.assert_array_equal(select_planes(mask, 1), np.where(mask, np.uint8(255), np.uint8(0)))
     for name in NORMALIZERS.keys() - {"standardise"}:
-        np.testing.assert_array_equal(fit_normalizer(mask, {"name": name}, channels=1)(mask), mask)
+        white, black = (0.99, 0.01) if name == "maunet_paper" else (1, 0)
+        result = fit_normalizer(mask, {"name": name}, channels=1)(mask)
+        np.testing.assert_allclose(result, np.where(mask, white, black), rtol=1e-6)
 
 
 def test_percentiles_out_of_order_are_refused():
@@ -171,3 +176,37 @@ def test_equalise_locally():
     assert equal.min() >= 0 and equal.max() <= 1
     # Noise on a level of its own stands out (on the brightest one half of it is clipped).
     assert equal[:, :24, 0].std() > 1.5 * image[:, :24, 0].std() / 208
+
+
+def test_maunet_eight_bits_are_the_reference_channel_by_channel():
+    for image in (IMAGES["rgb"], IMAGES["uint16"], IMAGES["large uint16"], IMAGES["float32"]):
+        found = maunet_eight_bits(image)(image)
+        for channel, grey in zip(np.moveaxis(image, -1, 0), np.moveaxis(found, -1, 0), strict=True):
+            low, high = np.percentile(channel[channel != 0], (1, 99))
+            expected = (np.clip(channel, low, high).astype(np.float64) - low) / (high - low) * 255
+            assert np.abs(grey - np.trunc(expected)).max() <= (image.dtype.kind == "f")      # (sums of float32 round otherwise)
+
+
+def test_maunet_scales_by_the_largest_of_all_channels():
+    image = np.stack([np.arange(10, 110), np.full(100, 300), np.zeros(100)], axis=-1).astype(np.uint16)[None]
+    maximum, extent = (maunet(image, scale=scale)(image) for scale in ("maximum", "range"))
+    assert maximum.max() == 1 and maximum[0, 0, 1] == np.float32(44 / 255) and not maximum[..., 2].any()
+    np.testing.assert_array_equal(maximum, extent)      # some pixel is 0
+    flat = np.full((3, 4, 1), 77, np.uint8)
+    assert (maunet(flat)(flat) == 1).all() and not maunet(flat, scale="range")(flat).any()
+    with pytest.raises(ValueError, match="scale='minimum'"):
+        maunet(flat, scale="minimum")
+
+
+def test_maunet_paper_keeps_a_distance_from_both_ends():
+    image = np.arange(1, 1001, dtype=np.uint16).reshape(20, 50, 1)
+    result = maunet_paper(image)(image)
+    assert result.min() == np.float32(0.01) and result.max() == pytest.approx(0.99) and len(np.unique(result)) > 900
+
+
+def test_percentiles_from_a_histogram_are_numpys_to_the_last_digit():
+    for seed in range(200):
+        image = np.random.default_rng(seed).integers(0, 3000, (17, 13, 1)).astype(np.uint16)
+        low, high = np.percentile(image[image != 0], (1, 99))
+        expected = np.trunc((np.clip(image, low, high) - low) / (high - low) * 255)
+        np.testing.assert_array_equal(maunet_eight_bits(image)(image), expected)

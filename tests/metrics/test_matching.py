@@ -216,6 +216,8 @@ def test_challenge_border_and_empty_prediction():
     perfect = matching.challenge_counts(truth, truth) + lost
     assert (perfect.tp, perfect.truth, perfect.prediction) == (2, 4, 2)
     np.testing.assert_allclose(perfect.f1, 2 * 1 * 0.5 / 1.5)
+    assert perfect.counted_f1 == 1 and lost.counted_f1 == 0     # what was not counted is not missed
+    np.testing.assert_allclose((matching.challenge_counts(truth, truth) + kept).counted_f1, perfect.f1)
     with pytest.raises(ValueError, match="count_missed"):
         matching.challenge_counts(truth, truth, empty_prediction="zero")
 

@@ -9,10 +9,13 @@ import cpn_metrics
 import cpn_models
 import cpn_targets
 import cpn_training
+import maunet_functions
+import maunet_models
 import mesmer_functions
 import mesmer_models
 
-PARTS = (cpn_data, cpn_inference, cpn_losses, cpn_metrics, cpn_models, cpn_targets, cpn_training, mesmer_functions, mesmer_models)
+PARTS = (cpn_data, cpn_inference, cpn_losses, cpn_metrics, cpn_models, cpn_targets, cpn_training, maunet_functions, maunet_models,
+         mesmer_functions, mesmer_models)
 ADAPTERS = {name: function for part in PARTS for name, function in part.ADAPTERS.items()}
 TOLERANCES = {name: value for part in PARTS for name, value in part.TOLERANCES.items()}
-SYSTEMS = ("cpn", "mesmer")     # the fixtures' folder of each system that jaxcell has
+SYSTEMS = ("cpn", "maunet", "mesmer")     # the fixtures' folder of each system that jaxcell has

@@ -48,5 +48,11 @@ def _mesmer(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
     return {name: target[name] for name in config.model.heads}
 
 
+def _maunet(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
+    channels = 3 + config.model.proxies
+    outputs = {"classes": np.where(target["classes"][..., None] == np.arange(channels), 10, -10).astype(np.float32)}
+    return outputs | ({"distance": target["distance"]} if config.model.distance else {})
+
+
 PERFECT_OUTPUTS: dict[str, Callable[[Mapping[str, np.ndarray], Any], Arrays]] = {
-    "contour_proposal": _contour_proposal, "mesmer": _mesmer}
+    "contour_proposal": _contour_proposal, "maunet": _maunet, "mesmer": _mesmer}

@@ -46,3 +46,8 @@ def test_unknown_names_list_the_known_ones(table):
     else:
         with pytest.raises(ValueError, match="adamw"):
             make_optimizer(ml_collections.ConfigDict({"name": "adma", "schedule": {"name": "constant", "base": 1.0}}))
+
+
+def test_step_decay_by_hand():
+    schedule = make_schedule(ml_collections.ConfigDict({"name": "step_decay", "base": 1.0, "every": 10, "factor": 0.5}))
+    assert [float(schedule(t)) for t in (0, 9, 10, 19, 20, 35)] == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.125])
