@@ -22,6 +22,7 @@ def compiler_options() -> dict[str, str] | None:
 
 
 def on_cpu() -> bool:
+    """Whether jax computes on the CPU, where other formulations are fast."""
     return jax.default_backend() == "cpu"
 
 
