@@ -19,7 +19,8 @@ from benchmarks.worker import Call, images, seconds_of
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.geometry.fourier import scale_contours, scale_fourier
-from jaxcell.models.layers import Conv, ConvTranspose, compiler_options
+from jaxcell.models.backend import compiler_options
+from jaxcell.models.layers import Conv, ConvTranspose
 from jaxcell.system import System
 from jaxcell.systems import build_system
 from jaxcell.training.checkpoint import Checkpoints, restore_state

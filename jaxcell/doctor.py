@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcell.models.layers import compiler_options, convolve
+from jaxcell.models.backend import compiler_options
+from jaxcell.models.convolution import convolve
 from jaxcell.models.precision import compute_dtype
 from jaxcell.training.compile_cache import default_folder, use_compile_cache
 from jaxcell.training.mesh import describe_devices, unused_accelerators

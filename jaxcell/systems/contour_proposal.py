@@ -25,19 +25,9 @@ from jaxcell.models.decoders.unet import UNetDecoder
 from jaxcell.models.encoders.resnet import Bottleneck, ResNet
 from jaxcell.models.encoders.unet import PyramidPooling, UNetEncoder
 from jaxcell.models.heads.contour import DenseHead, Reduce
-from jaxcell.models.layers import (
-    BatchNorm,
-    Conv,
-    ConvBlock,
-    GroupNorm,
-    Part,
-    ResidualBlock,
-    fan_in_uniform,
-    fan_out_normal,
-    resize_bilinear,
-    resize_nearest,
-)
+from jaxcell.models.layers import BatchNorm, Conv, ConvBlock, GroupNorm, Part, ResidualBlock, fan_in_uniform, fan_out_normal
 from jaxcell.models.precision import compute_dtype
+from jaxcell.models.resize import resize_bilinear, resize_nearest
 from jaxcell.pretrained.contour_proposal import load_contour_proposal
 from jaxcell.system import System, Teaching
 from jaxcell.targets.contours import contour_targets

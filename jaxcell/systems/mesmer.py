@@ -25,8 +25,9 @@ from jaxcell.models.encoders.efficientnet import EfficientNet
 from jaxcell.models.encoders.keras_resnet import KerasResNet
 from jaxcell.models.heads.semantic import SemanticHead
 from jaxcell.models.inputs import append_location, divide_by_maximum, standardise, standardise_windows
-from jaxcell.models.layers import BatchNorm, Conv, Part, resize_bilinear, resize_nearest
+from jaxcell.models.layers import BatchNorm, Conv, Part
 from jaxcell.models.precision import compute_dtype
+from jaxcell.models.resize import resize_bilinear, resize_nearest
 from jaxcell.pretrained.mesmer import load_mesmer
 from jaxcell.system import System
 from jaxcell.targets.distance import inner_distance, outer_distance

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxcell.models.layers import compiler_options
+from jaxcell.models.backend import compiler_options
 from jaxcell.training.mesh import replicated
 from jaxcell.training.objectives import Objective
 from jaxcell.training.state import TrainState

@@ -12,22 +12,11 @@ import optax
 import pytest
 from jax import lax
 
+from jaxcell.models.backend import compiler_options, stored
+from jaxcell.models.convolution import convolve, convolve_transposed
 from jaxcell.models.encoders.resnet import Bottleneck
-from jaxcell.models.layers import (
-    BatchNorm,
-    Conv,
-    ConvTranspose,
-    GroupNorm,
-    adaptive_average_pool,
-    average_pool,
-    compiler_options,
-    convolve,
-    convolve_transposed,
-    max_pool,
-    resize_bilinear,
-    resize_nearest,
-    stored,
-)
+from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose, GroupNorm
+from jaxcell.models.resize import adaptive_average_pool, average_pool, max_pool, resize_bilinear, resize_nearest
 from jaxcell.system import System
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
 from jaxcell.training.objectives import supervised
@@ -270,13 +259,16 @@ def test_stored_changes_nothing():
 
 # ---------------------------------------------------------------- several devices
 class Network(nn.Module):
-    """Everything that could gather a batch: grouped, depthwise, dense and transposed convolutions, norms, pooling, resizing."""
+    """Everything that could gather a batch: grouped, depthwise, dense and transposed convolutions, norms, pooling, resizing.
+
+    64 channels in 4 groups stay grouped; narrower ones would be joined to one dense convolution.
+    """
 
     @nn.compact
     def __call__(self, image, train):
         batch_norm = partial(BatchNorm, use_running_average=not train)
         x = max_pool(Conv(16, 7, 2, use_bias=True)(image), size=3, stride=2)
-        x = Bottleneck(8, conv=Conv, norm=batch_norm, act=nn.relu, groups=4, width_per_group=16, stride=2)(x)
+        x = Bottleneck(8, conv=Conv, norm=batch_norm, act=nn.relu, groups=4, width_per_group=128, stride=2)(x)
         x = GroupNorm(num_groups=4)(Conv(32, 3, groups=32)(x))
         x = ConvTranspose(8)(x) + resize_nearest(average_pool(Conv(8, 1)(x), size=2, stride=2), (8, 8))
         return {"scores": resize_bilinear(x, image.shape[1:3])}

@@ -15,7 +15,8 @@ from jaxcell.models.decoders.panoptic import PanopticDecoder
 from jaxcell.models.encoders.efficientnet import InvertedBottleneck, _strided
 from jaxcell.models.heads.semantic import SemanticHead
 from jaxcell.models.inputs import append_location, divide_by_maximum, standardise, standardise_windows
-from jaxcell.models.layers import BatchNorm, Conv, resize_bilinear
+from jaxcell.models.layers import BatchNorm, Conv
+from jaxcell.models.resize import resize_bilinear
 from jaxcell.systems import build_system
 from jaxcell.systems.mesmer import CLASSES, ENCODERS, PanopticNetwork, panoptic_objective, topmost
 from jaxcell.types import Sample

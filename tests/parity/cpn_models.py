@@ -18,7 +18,7 @@ from scipy.special import expit
 from jaxcell.decode.contours import nms, nms_weights, propose
 from jaxcell.geometry.fourier import contours_from_fourier, uniform_sampling
 from jaxcell.losses.contours import CHALLENGE_WEIGHTS, contour_objective
-from jaxcell.models.layers import resize_bilinear
+from jaxcell.models.resize import resize_bilinear
 from jaxcell.pretrained.contour_proposal import contour_proposal_paths, load_contour_proposal
 from jaxcell.systems.contour_proposal import DECODER_NORMS, DECODERS, ENCODERS, FUSIONS, POOLINGS, ContourProposalNetwork
 from jaxcell.targets.contours import foreground_pixels, reduce_labels

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 from loader import Case
 
-from jaxcell.models.layers import compiler_options
+from jaxcell.models.backend import compiler_options
 from jaxcell.pretrained.maunet import load_maunet, maunet_paths
 from jaxcell.systems.maunet import BRANCHES, ENCODERS, MAUNet, maunet_objective
 

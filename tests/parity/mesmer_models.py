@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 from loader import Case
 
-from jaxcell.models.layers import compiler_options
+from jaxcell.models.backend import compiler_options
 from jaxcell.pretrained.mesmer import load_mesmer, mesmer_paths
 from jaxcell.systems.mesmer import ENCODERS, NORMALIZERS, RESIZES, PanopticNetwork, panoptic_objective, panoptic_targets
 from jaxcell.targets.distance import inner_distance

@@ -8,7 +8,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxcell.models.layers import Part, resize_nearest
+from jaxcell.models.layers import Part
+from jaxcell.models.resize import resize_nearest
 
 __all__ = ["FPNDecoder"]
 

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcell.models.layers import Part, resize_nearest
+from jaxcell.models.layers import Part
+from jaxcell.models.resize import resize_nearest
 
 __all__ = ["UNetDecoder"]
 

@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcell.models.layers import Part, average_pool, max_pool, stored
+from jaxcell.models.backend import stored
+from jaxcell.models.layers import Part
+from jaxcell.models.resize import average_pool, max_pool
 
 __all__ = ["DenseNet"]
 

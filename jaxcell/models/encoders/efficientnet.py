@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcell.models.layers import Part, stored
+from jaxcell.models.backend import stored
+from jaxcell.models.layers import Part
 
 __all__ = ["EfficientNet"]
 

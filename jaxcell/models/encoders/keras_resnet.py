@@ -7,7 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcell.models.layers import Part, max_pool, stored
+from jaxcell.models.backend import stored
+from jaxcell.models.layers import Part
+from jaxcell.models.resize import max_pool
 
 __all__ = ["KerasResNet"]
 

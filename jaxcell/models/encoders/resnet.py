@@ -8,7 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcell.models.layers import ConvBlock, Part, max_pool, stored
+from jaxcell.models.backend import stored
+from jaxcell.models.layers import ConvBlock, Part
+from jaxcell.models.resize import max_pool
 
 __all__ = ["Bottleneck", "ResNet"]
 

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcell.models.layers import ConvBlock, Part, adaptive_average_pool, max_pool, resize_bilinear
+from jaxcell.models.layers import ConvBlock, Part
+from jaxcell.models.resize import adaptive_average_pool, max_pool, resize_bilinear
 
 __all__ = ["PyramidPooling", "UNetEncoder"]
 
