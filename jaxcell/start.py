@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jaxcell.training.objectives import NETWORKS
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.training.state import TrainState, init_state, parameter_count
 
-__all__ = ["import_published", "initial_state", "started_from", "trained_state", "with_variables"]
+__all__ = ["import_published", "initial_state", "started_from", "trained_state", "with_networks"]
 
 
 def initial_state(config: ml_collections.ConfigDict, system: System
@@ -81,6 +82,8 @@ def trained_state(config: ml_collections.ConfigDict, system: System, workdir: st
 def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> TrainState:
     """The state with the parameters and statistics of a published checkpoint, or of the best of earlier runs.
 
+    Each of several networks takes what is there for it and keeps its own beginning where the checkpoint says nothing.
+
     Args:
       state: of this network; its step, optimizer state and rng stay.
       system: whose importer is used.
@@ -90,17 +93,18 @@ def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> T
       mesh: where the values go.
 
     Raises:
-      ValueError: nothing is there, the system has no importer, or it is of another network.
+      ValueError: nothing is there, the system has no importer, it is of another network, or two networks would begin alike.
 
     Source: Upschulte et al. 2023, section 3.2.2 (select the best models and restart with changed hyperparameters).
     """
-    found = sorted(glob.glob(start))
+    found, own = sorted(glob.glob(start)), state.by_network
     scores = {path: score for path in found if Path(path).is_dir() and (score := best_score(Path(path) / "best")) is not None}
     if scores:
         chosen = max(scores, key=lambda path: scores[path])
         print(f"starting from {chosen}, validation score {scores[chosen]:.4f}, the best of {len(scores)}", flush=True)
         config = load_config(chosen)
-        variables = trained_state(config, build_system(config), chosen, mesh)[0].predicting
+        earlier = trained_state(config, build_system(config), chosen, mesh)[0]
+        variables = {name: earlier.by_network.get(name, earlier.predicting) for name in own}
     elif not found or Path(found[0]).is_dir():
         raise ValueError(f"config.pretrained={start!r}: no such file, and no workdir with a validated checkpoint. Name a "
                          "published checkpoint, or workdirs of finished runs.")
@@ -109,21 +113,29 @@ def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> T
                          "empty.")
     else:
         published = read_keras(start) if is_keras(start) else read_checkpoint(start)
-        variables = jax.device_put(system.load(published, state.predicting), replicated(mesh))
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (variables, state.predicting)]
+        load = partial(system.load, published)
+        variables = {name: jax.device_put(load(values), replicated(mesh)) for name, values in own.items()}
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (variables, own)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"config.pretrained={start!r} is of another network; use the config.model that it was trained with.")
-    return with_variables(state, variables)
+    if len(own) > 1 and _all_equal(list(variables.values())):
+        raise ValueError(f"config.pretrained={start!r} is one whole network: both of config.semi.scheme='cross' would begin, and "
+                         "stay, alike. Start from an encoder alone, from a run of two networks, or take the scheme 'none'.")
+    return with_networks(state, variables)
 
 
-def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
-    """The state with these params and batch_stats, in each of its networks and in the averages."""
-    def copy() -> dict[str, Any]:       # a step donates every part of the state, and a buffer cannot be donated twice
-        return {key: {name: jax.tree.map(jnp.copy, value) for name in state.networks} if state.networks else
-                jax.tree.map(jnp.copy, value) for key, value in variables.items()}
+def _all_equal(trees: Sequence[Any]) -> bool:
+    return all(bool(jnp.array_equal(*leaves)) for leaves in zip(*map(jax.tree.leaves, trees), strict=True))
 
-    placed, average = copy(), copy() if state.average else {}
-    return replace(state, params=placed["params"], batch_stats=placed["batch_stats"], average=average)
+
+def with_networks(state: TrainState, variables: Mapping[str, Mapping[str, Any]]) -> TrainState:
+    """The state with the params and batch_stats of each of its networks (see `TrainState.by_network`); averages begin there."""
+    def copy(part: str) -> Any:     # a step donates every part of the state, and a buffer cannot be donated twice
+        parts = {name: jax.tree.map(jnp.copy, values[part]) for name, values in variables.items()}
+        return parts if state.networks else parts[""]
+
+    average = {part: copy(part) for part in state.average}
+    return replace(state, params=copy("params"), batch_stats=copy("batch_stats"), average=average)
 
 
 def import_published(config: ml_collections.ConfigDict, path: str | Path, workdir: str | Path) -> None:

@@ -1,10 +1,11 @@
-"""Where cells of a label image end: boundaries, cells made smaller, round neighbourhoods."""
+"""Where cells of a label image end: boundaries, cells made smaller, distances to the outside, round neighbourhoods."""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
-__all__ = ["disk", "erode_labels", "inner_boundary"]
+__all__ = ["disk", "distances_inside", "erode_labels", "inner_boundary"]
 
 
 def disk(radius: int) -> np.ndarray:
@@ -42,3 +43,15 @@ def erode_labels(labels: np.ndarray, width: int) -> np.ndarray:
     for _ in range(width):
         labels[inner_boundary(labels)] = 0
     return labels
+
+
+def distances_inside(inside: np.ndarray) -> np.ndarray:
+    """Every pixel's exact distance to the nearest one that is not inside; [H, W] bool -> [H, W] float32, pixels.
+
+    Where all is inside, what lies beyond the image's edge is not (the references' distances are arbitrary then).
+    """
+    frame = int(inside.all())
+    padded = np.pad(inside, frame).view(np.uint8)
+    # OpenCV's last digit changes from call to call, and a resumed run must be the same to the bit; its squares are whole numbers.
+    distances = np.sqrt(np.rint(np.square(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))))
+    return distances[frame:padded.shape[0] - frame, frame:padded.shape[1] - frame]

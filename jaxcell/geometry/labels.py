@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from jaxcell.types import Instances
 
-__all__ = ["cell_ids", "close_gaps", "instances_to_labels", "outlines", "replace_ids", "resolve_overlaps", "to_layers", "windows"]
+__all__ = ["cell_ids", "close_gaps", "instances_to_labels", "outlines", "replace_ids", "resolve_overlaps", "to_layers", "topmost",
+           "windows"]
 
 Window = tuple[slice, slice]
 
@@ -140,6 +141,14 @@ def resolve_overlaps(layers: np.ndarray, *, max_iterations: int = 999) -> np.nda
     labels[(labels == 0) & (layers < 0).any(axis=-1)] = -1
     shared = np.count_nonzero(layers > 0, axis=-1) > 1
     return _grow(labels, shared, max_iterations)
+
+
+def topmost(layers: np.ndarray) -> np.ndarray:
+    """Label layers [H, W, D] -> label image [H, W]: a cell hides what lies in the layers before its own."""
+    labels = layers[..., 0]
+    for layer in np.moveaxis(layers[..., 1:], -1, 0):
+        labels = np.where(layer != 0, layer, labels)
+    return labels
 
 
 def instances_to_labels(instances: Instances, *, overlaps: str = "grow") -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxcell.decode.components import instances_from_labels
 from jaxcell.decode.three_watersheds import class_probabilities, interior_pieces, three_watersheds
+from jaxcell.geometry.labels import topmost
 from jaxcell.losses.consistency import AGREEMENTS, distance_agreement
 from jaxcell.losses.masks import FOCALS, dice_loss
 from jaxcell.losses.regression import BALANCED
@@ -26,7 +27,6 @@ from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose, InstanceNorm, 
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.maunet import load_maunet
 from jaxcell.system import System
-from jaxcell.systems.mesmer import topmost
 from jaxcell.targets.boundaries import distance_target, three_classes
 from jaxcell.targets.pixels import annotated
 from jaxcell.types import Instances, Sample

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxcell.decode.components import instances_from_labels
 from jaxcell.decode.deep_watershed import deep_watershed
+from jaxcell.geometry.labels import topmost
 from jaxcell.losses.pixels import weighted_cross_entropy
 from jaxcell.losses.regression import squared_error
 from jaxcell.models.decoders.panoptic import PanopticDecoder
@@ -190,14 +191,6 @@ def panoptic_targets(sample: Sample, rng: np.random.Generator, *, makers: Mappin
     labels = topmost(sample.labels)
     maps = {name: make(labels) for name, make in makers.items()}
     return {name: value.reshape(*labels.shape, -1) for name, value in maps.items()} | {"annotated": annotated(labels)}
-
-
-def topmost(layers: np.ndarray) -> np.ndarray:
-    """Label layers [H, W, D] -> label image [H, W]: a cell hides what lies in the layers before its own."""
-    labels = layers[..., 0]
-    for layer in np.moveaxis(layers[..., 1:], -1, 0):
-        labels = np.where(layer != 0, layer, labels)
-    return labels
 
 
 def panoptic_objective(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], *, weights: Mapping[str, float]

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from jaxcell.geometry.boundaries import disk, inner_boundary
+from jaxcell.geometry.boundaries import disk, distances_inside, inner_boundary
 from jaxcell.geometry.labels import cell_ids, replace_ids, windows
 from jaxcell.geometry.pieces import large_pieces
 
-__all__ = ["BACKGROUND", "BOUNDARY", "DEPTHS", "INTERIOR", "boundary_radius", "distance_target", "distances_inside",
-           "three_classes"]
+__all__ = ["BACKGROUND", "BOUNDARY", "DEPTHS", "INTERIOR", "boundary_radius", "distance_target", "three_classes"]
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 """The classes of `three_classes`."""
@@ -56,18 +55,6 @@ def three_classes(labels: np.ndarray, *, divisor: float = 20.0, least_interior: 
         part[band] = BOUNDARY
         part[large_pieces(cell & ~band, least_interior)] = INTERIOR
     return classes
-
-
-def distances_inside(inside: np.ndarray) -> np.ndarray:
-    """Every pixel's exact distance to the nearest one that is not inside; [H, W] bool -> [H, W] float32, pixels.
-
-    Where all is inside, what lies beyond the image's edge is not.
-    """
-    frame = int(inside.all())
-    padded = np.pad(inside, frame).view(np.uint8)
-    # OpenCV's last digit changes from call to call, and a resumed run must be the same to the bit; its squares are whole numbers.
-    distances = np.sqrt(np.rint(np.square(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))))
-    return distances[frame:padded.shape[0] - frame, frame:padded.shape[1] - frame]
 
 
 def distance_target(labels: np.ndarray, classes: np.ndarray, *, beta: float = 1.0, measure: str = "edge") -> np.ndarray:

@@ -6,11 +6,10 @@ of a cell: a cell in two pieces has two centres. Pixels that are no cell (backgr
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from skimage.measure import label
 
-from jaxcell.geometry.boundaries import erode_labels
+from jaxcell.geometry.boundaries import distances_inside, erode_labels
 
 __all__ = ["distance_classes", "inner_distance", "outer_distance"]
 
@@ -80,10 +79,4 @@ def distance_classes(distances: np.ndarray, classes: int) -> np.ndarray:
 def _objects(labels: np.ndarray, erosion: int) -> tuple[np.ndarray, np.ndarray]:
     """Objects 1..n, 0 elsewhere, and every pixel's distance to the nearest pixel of no object, float32."""
     cells = erode_labels(np.maximum(labels, 0), erosion)
-    inside = cells > 0
-    # Where all is cell the reference's distances are arbitrary: then the image's frame stands in for the background.
-    frame = int(inside.all())
-    padded = np.pad(inside, frame).view(np.uint8)
-    # OpenCV's last digit changes from call to call, and a resumed run must be the same to the bit; its squares are whole numbers.
-    distances = np.sqrt(np.rint(np.square(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))))
-    return label(cells, connectivity=2), distances[frame:padded.shape[0] - frame, frame:padded.shape[1] - frame]
+    return label(cells, connectivity=2), distances_inside(cells > 0)

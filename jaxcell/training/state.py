@@ -47,10 +47,16 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def predicting(self) -> dict[str, Any]:
-        """What `model.apply` takes to predict: the averages where they are kept, of several networks the first."""
+    def by_network(self) -> dict[str, dict[str, Any]]:
+        """Name of each network -> what `model.apply` takes to predict with it: the averages where they are kept. One without a
+        name is ""."""
         variables = self.average or self.variables
-        return {key: value[self.networks[0]] for key, value in variables.items()} if self.networks else variables
+        return {name: {key: value[name] for key, value in variables.items()} for name in self.networks} or {"": variables}
+
+    @property
+    def predicting(self) -> dict[str, Any]:
+        """What `model.apply` takes to predict; of several networks the first."""
+        return next(iter(self.by_network.values()))
 
 
 def init_state(model: nn.Module, transformation: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...],

@@ -14,6 +14,7 @@ from jaxcell.geometry.labels import (
     replace_ids,
     resolve_overlaps,
     to_layers,
+    topmost,
     windows,
 )
 from jaxcell.types import Instances
@@ -188,3 +189,9 @@ def test_more_cells_than_16_bits_hold_in_a_large_image(overlaps):
     assert labels.dtype == np.int32
     assert labels.max() == side**2 > 2**16
     assert labels[-step, -step] == side**2
+
+
+def test_of_layers_the_last_is_seen_where_cells_overlap():
+    layers = np.zeros((1, 5, 2), np.int32)
+    layers[0, :3, 0], layers[0, 2:4, 1], layers[0, 4, 1] = 1, 2, -1
+    np.testing.assert_array_equal(topmost(layers), [[1, 1, 2, 2, -1]])

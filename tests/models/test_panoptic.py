@@ -18,7 +18,7 @@ from jaxcell.models.inputs import append_location, divide_by_maximum, standardis
 from jaxcell.models.layers import BatchNorm, Conv
 from jaxcell.models.resize import resize_bilinear
 from jaxcell.systems import build_system
-from jaxcell.systems.mesmer import CLASSES, ENCODERS, PanopticNetwork, panoptic_objective, topmost
+from jaxcell.systems.mesmer import CLASSES, ENCODERS, PanopticNetwork, panoptic_objective
 from jaxcell.types import Sample
 
 SMALL = PanopticNetwork(
@@ -214,12 +214,6 @@ def test_objective_is_the_mean_over_pixels_times_the_weight():
     assert terms["inner_distance"] == pytest.approx(0.25)
     weights = 4 / (2 * (np.asarray([3, 1]) + 1))        # total / (classes * (count + 1))
     assert terms["fgbg"] == pytest.approx(0.01 * np.log(2) * (3 * weights[0] + weights[1]) / 4)
-
-
-def test_where_cells_overlap_the_last_layer_is_seen():
-    layers = np.zeros((1, 4, 2), np.int32)
-    layers[0, :3, 0], layers[0, 2:, 1] = 1, 2
-    np.testing.assert_array_equal(topmost(layers), [[1, 1, 2, 2]])
 
 
 def test_wrong_settings_name_the_remedy():

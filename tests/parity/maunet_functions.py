@@ -15,12 +15,13 @@ from loader import Case
 
 from jaxcell.data.normalize import fit_normalizer, maunet_eight_bits, to_channels
 from jaxcell.decode.three_watersheds import class_probabilities, three_watersheds, watershed_stages
+from jaxcell.geometry.boundaries import distances_inside
 from jaxcell.inference.ensemble import mean_outputs, merged_blocks
 from jaxcell.losses.consistency import distance_agreement, pseudo_label_cross_entropy
 from jaxcell.losses.masks import dice_loss, focal_of_logits, focal_twice_squashed
 from jaxcell.losses.regression import balanced_absolute_error, balanced_absolute_error_of_batch
 from jaxcell.metrics.matching import ChallengeCounts, challenge_counts, remove_border_cells
-from jaxcell.targets.boundaries import boundary_radius, distance_target, distances_inside, three_classes
+from jaxcell.targets.boundaries import boundary_radius, distance_target, three_classes
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.types import Instances
 

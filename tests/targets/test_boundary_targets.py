@@ -7,7 +7,7 @@ from skimage.measure import label
 from skimage.morphology import dilation, disk
 from skimage.segmentation import find_boundaries
 
-from jaxcell.targets.boundaries import boundary_radius, distance_target, distances_inside, three_classes
+from jaxcell.targets.boundaries import boundary_radius, distance_target, three_classes
 
 
 def overlapping_cells(seed, shape=(70, 80), count=16, step=7):
@@ -95,10 +95,6 @@ def test_nothing_everything_and_one_pixel(labels, measure):
 def test_a_cell_without_interior_is_one_all_over():
     labels = np.pad(np.ones((3, 3), np.int32), 2)
     assert distance_target(labels, three_classes(labels)).sum() == 9
-
-
-def test_distances_inside_everything_end_at_the_images_edge():
-    assert distances_inside(np.ones((5, 7), bool))[2].tolist() == [1, 2, 3, 3, 3, 2, 1]
 
 
 def test_an_unknown_measure_is_named():
