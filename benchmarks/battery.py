@@ -1,7 +1,7 @@
 """jaxcell beside PyTorch: the same networks, batch, loss and optimizer, in turns; then what else a user waits for.
 
     python -m benchmarks.battery --device cpu       (`make bench`: at most 15 minutes on 2 quiet cores)
-    python -m benchmarks.battery --device cpu --networks mesmer --out benchmarks/results/mesmer
+    python -m benchmarks.battery --device cpu --networks mesmer --out benchmarks/results/mesmer     (maunet likewise)
     python -m benchmarks.battery --device gpu       (bfloat16 in both, larger batches)
     python -m benchmarks.battery --device cpu --dry --out /tmp/dry      (everything at tiny size; --device gpu does without a GPU)
 
@@ -63,6 +63,8 @@ NETWORKS: Mapping[str, Race] = {
     "contour_proposal:resnet50_fpn": Race("ResNet-50 FPN", (2, 128), (32, 256)),
     "contour_proposal:u22": Race("U-Net 22", (2, 128), (16, 256)),
     "contour_proposal:neurips2022": Race("ResNeXt-101 32x8d U-Net", (2, 128), (10, 512)),
+    "maunet:resnet50": Race("MAUNet, ResNet50", (2, 128), (16, 512)),
+    "maunet:wideresnet50": Race("MAUNet, WideResNet50", (2, 128), (16, 512)),
     "mesmer:resnet50": Race("PanopticNet, Keras' ResNet50", (2, 128), (16, 512)),
     "mesmer:densenet201": Race("PanopticNet, DenseNet201", (2, 128), (8, 512)),
     "mesmer:efficientnetb7": Race("PanopticNet, EfficientNetB7", (2, 128), (4, 512)),

@@ -135,8 +135,15 @@ def _mesmer_maps(config: Any) -> tuple[Callable[[Any], Any], dict[str, np.ndarra
     return system.decode, {head: target[head] for head in config.model.heads}
 
 
+def _maunet_maps(config: Any) -> tuple[Callable[[Any], Any], dict[str, np.ndarray]]:
+    system = build_system(config)
+    target = system.targets(_cells(), np.random.default_rng(0))
+    classes = np.where(target["classes"][..., None] == np.arange(3 + config.model.proxies), 10, -10)
+    return system.decode, {"classes": classes.astype(np.float32), "distance": target["distance"]}
+
+
 DECODES: Mapping[str, Callable[[Any], tuple[Callable[[Any], Any], dict[str, np.ndarray]]]] = {
-    "contour_proposal": _contour_proposal_maps, "mesmer": _mesmer_maps}
+    "contour_proposal": _contour_proposal_maps, "maunet": _maunet_maps, "mesmer": _mesmer_maps}
 """System -> its decoding and the maps to decode, of a config."""
 
 

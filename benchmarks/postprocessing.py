@@ -34,15 +34,15 @@ MAXIMA, INTERIOR, SMOOTHING, SMALL, HOLES = 0.1, 0.3, 2.0, 15, 15
 RADII = {"apart": (0.25, 0.45), "confluent": (0.4, 0.7)}     # of cells, of the distance between them
 
 
-def cell_labels(rng: np.random.Generator, side: int, cells: int, radii: tuple[float, float]) -> np.ndarray:
+def cell_labels(rng: np.random.Generator, shape: tuple[int, int], cells: int, radii: tuple[float, float]) -> np.ndarray:
     """Ellipses around the points of a disturbed grid; where they overlap a pixel is of the nearer one."""
-    columns = int(np.ceil(np.sqrt(cells)))
-    pitch = side / columns
-    labels, nearest = np.zeros((side, side), np.int32), np.ones((side, side), np.float32)
+    columns = int(np.ceil(np.sqrt(cells * shape[1] / shape[0])))
+    pitch = shape[1] / columns
+    labels, nearest = np.zeros(shape, np.int32), np.ones(shape, np.float32)
     for number in range(cells):
         cy, cx = (np.asarray(divmod(number, columns)) + rng.uniform(0.2, 0.8, 2)) * pitch
         radius, turn = rng.uniform(*radii) * pitch, rng.uniform(0, np.pi)
-        low, high = np.clip(np.asarray([(cy, cx)] * 2) + [[-1.4 * radius], [1.4 * radius + 1]], 0, side).astype(int)
+        low, high = np.clip(np.asarray([(cy, cx)] * 2) + [[-1.4 * radius], [1.4 * radius + 1]], 0, shape).astype(int)
         window = slice(low[0], high[0]), slice(low[1], high[1])
         y, x = np.ogrid[window]
         along, across = (y - cy) * np.sin(turn) + (x - cx) * np.cos(turn), (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
@@ -55,7 +55,7 @@ def cell_labels(rng: np.random.Generator, side: int, cells: int, radii: tuple[fl
 def maps(side: int, cells: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(inner distance, interior) as a trained network would give them: blurred, with errors as large as a few pixels."""
     rng = np.random.default_rng(0)
-    labels = cell_labels(rng, side, cells, RADII[kind])
+    labels = cell_labels(rng, (side, side), cells, RADII[kind])
 
     def rough(target: np.ndarray, blur: float, errors: float) -> np.ndarray:
         noise = ndimage.gaussian_filter(rng.standard_normal(target.shape, np.float32), 1.5)

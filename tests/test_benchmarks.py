@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from benchmarks.battery import NETWORKS, Place, race, run, selected
 from benchmarks.network import DECODES, forward_operations
-from configs import mesmer
+from configs import maunet, mesmer
 from jaxcell.models.layers import Conv, ConvTranspose
 from jaxcell.systems import build_system
 from jaxcell.training.step import make_apply
@@ -81,8 +81,12 @@ def random_variables(model, image):
     known = {"kernel": lambda x: x / np.sqrt(x[..., 0].size), "bias": lambda x: 0.1 * x, "mean": lambda x: 0.1 * x,
              "scale": lambda x: 1 + 0.1 * x, "var": lambda x: np.exp(0.3 * x)}
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
-    found = {path: known[path[-1]](rng.standard_normal(leaf.shape)).astype(np.float32) for path, leaf in shapes.items()
-             if path[0] != "intermediates"}
+    return {path: known[path[-1]](rng.standard_normal(leaf.shape)).astype(np.float32) for path, leaf in shapes.items()
+            if path[0] != "intermediates"}
+
+
+def mesmer_variables(model, image):
+    found = random_variables(model, image)
     found["params", "inner_distance_head", "output", "bias"] += 2       # else the rectifier may leave nothing to compare
     return found
 
@@ -103,7 +107,7 @@ def test_mesmers_rivals_are_its_networks(encoder):
 
     config, image = small_mesmer(encoder), np.random.default_rng(0).random((2, 64, 96, 3), np.float32)
     model = build_system(config).model
-    variables = random_variables(model, image)
+    variables = mesmer_variables(model, image)
     network = MesmerNetwork(config).to(memory_format=torch.channels_last).eval()
     copy_variables(network, variables)
     ours = make_apply(model)(traverse_util.unflatten_dict(variables), image)
@@ -119,7 +123,7 @@ def test_mesmers_rival_trains_with_the_same_statistics():
 
     config, image = small_mesmer("resnet26"), np.random.default_rng(0).random((2, 64, 96, 3), np.float32)
     model = build_system(config).model
-    variables = random_variables(model, image)
+    variables = mesmer_variables(model, image)
     network = MesmerNetwork(config).train()
     copy_variables(network, variables)
     train = jax.jit(lambda variables: model.apply(variables, image, train=True, mutable=["batch_stats"]))
@@ -151,4 +155,36 @@ def test_mesmers_post_processings_find_the_same_cells():
     assert len(decode(maps)) == plain_cells(config, maps) > 5
     config.decode.small_objects = 3
     with pytest.raises(ValueError, match="config.decode has {'small_objects': 3}"):
+        plain_cells(config, maps)
+
+
+@pytest.mark.parametrize(("encoder", "proxies", "distance"), [("resnet50", 1, True), ("wideresnet50", 0, False)])
+def test_maunets_rivals_are_its_networks(encoder, proxies, distance):
+    torch = pytest.importorskip("torch", reason="only the benchmarks need it; make bench installs it")
+    from benchmarks.rivals.maunet import MAUNetNetwork
+    from benchmarks.rivals.network import copy_variables
+
+    config, image = maunet.get_config("toy"), np.random.default_rng(0).random((2, 64, 96, 3), np.float32)
+    config.model.update({"encoder": encoder, "proxies": proxies, "distance": distance})
+    config.decode.name = "three_watersheds" if distance else "interior_pieces"
+    model = build_system(config).model
+    variables = random_variables(model, image)
+    network = MAUNetNetwork(config).to(memory_format=torch.channels_last).eval()
+    copy_variables(network, variables)
+    ours = make_apply(model)(traverse_util.unflatten_dict(variables), image)
+    with torch.inference_mode():
+        theirs = network(torch.from_numpy(image).permute(0, 3, 1, 2))
+    assert max(shares(theirs, ours).values()) < 1e-5
+
+
+def test_maunets_post_processings_find_the_same_cells():
+    pytest.importorskip("torch", reason="only the benchmarks need it; make bench installs it")
+    from benchmarks.rivals.maunet import plain_cells
+
+    config = maunet.get_config("resnet50")
+    decode, maps = DECODES["maunet"](config)
+    maps = {name: value[:256, :256] for name, value in maps.items()}
+    assert len(decode(maps)) == plain_cells(config, maps) > 5
+    config.decode.skeleton_threshold = 0.8
+    with pytest.raises(ValueError, match="config.decode has {'skeleton_threshold': 0.8}"):
         plain_cells(config, maps)

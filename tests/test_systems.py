@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,16 +17,28 @@ from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.inference.blocks import predict_image
 from jaxcell.metrics.matching import match
 from jaxcell.systems import SYSTEMS, build_system
+from jaxcell.train import no_targets
 from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
-from jaxcell.training.objectives import supervised
+from jaxcell.training.objectives import NETWORKS, cross_supervised, supervised
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.training.state import TrainState, init_state, state_digest
 from jaxcell.training.step import make_apply, make_train_step
 from jaxcell.types import Instances, Sample
 
 BATCH = 4
+SCHEMES = {"supervised": ((), supervised), "cross": (NETWORKS, partial(cross_supervised, weight=1.5))}
+"""Ways to train -> names of the networks that train together, and system -> objective."""
+
 pytestmark = pytest.mark.parametrize("name", sorted(SYSTEMS))
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request, name) -> str:
+    """Every way to train for which the system has the terms."""
+    if request.param == "cross" and system_of(name).consistency is None:
+        pytest.skip(f"{name} has no consistency terms")
+    return request.param
 
 
 @cache
@@ -39,33 +51,52 @@ def system_of(name: str):
     return build_system(config_of(name))
 
 
-def fresh_state(name: str, devices: int = 1) -> tuple[TrainState, Any, Any]:
+def fresh_state(name: str, devices: int = 1, scheme: str = "supervised") -> tuple[TrainState, Any, Any]:
     """(state, compiled step, mesh) of a new run on the first `devices` devices."""
     config, system = config_of(name), system_of(name)
     mesh = make_mesh(jax.devices()[:devices])
     transformation, _ = make_optimizer(config.optimizer)
     shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    state = jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=shape), out_shardings=replicated(mesh))()
-    return state, compiled_step(name, devices), mesh
+    fresh = partial(init_state, system.model, transformation, seed=0, image_shape=shape, networks=SCHEMES[scheme][0])
+    return jax.jit(fresh, out_shardings=replicated(mesh))(), compiled_step(name, devices, scheme), mesh
+
+
+def objective_of(name: str, scheme: str):
+    return SCHEMES[scheme][1](system_of(name))
 
 
 @cache
-def compiled_step(name: str, devices: int):
+def compiled_step(name: str, devices: int, scheme: str):
     transformation, _ = make_optimizer(config_of(name).optimizer)
-    return make_train_step(supervised(system_of(name)), transformation, make_mesh(jax.devices()[:devices]))
+    return make_train_step(objective_of(name, scheme), transformation, make_mesh(jax.devices()[:devices]))
 
 
-def batches_of(name: str, seed: int = 0):
-    config = config_of(name)
-    source = SyntheticSource(8, size=config.data.crop, seed=1)
-    return make_train_iterator(source, targets=system_of(name).targets, batch_size=BATCH, crop=config.data.crop,
-                               augment=config.data.augment, normalize=dict(config.data.normalize),
-                               channels=config.data.channels, seed=seed)
+class Stream:
+    """The batches of a scheme: annotated images and, where networks train together, twice as many without annotation."""
+
+    def __init__(self, name: str, scheme: str):
+        config = config_of(name)
+        reading = partial(make_train_iterator, SyntheticSource(8, size=config.data.crop, seed=1), crop=config.data.crop,
+                          augment=config.data.augment, normalize=dict(config.data.normalize), channels=config.data.channels)
+        self.parts = {"annotated": reading(targets=system_of(name).targets, batch_size=BATCH, seed=0)}
+        if scheme == "cross":
+            self.parts["unlabelled"] = reading(targets=no_targets, batch_size=2 * BATCH, seed=1)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batches = {part: next(iterator)[0] for part, iterator in self.parts.items()}
+        return batches.pop("annotated") | {part: batch["image"] for part, batch in batches.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        return {part: iterator.get_state() for part, iterator in self.parts.items()}
+
+    def set_state(self, cursor: dict[str, Any]) -> None:
+        for part, iterator in self.parts.items():
+            iterator.set_state(cursor[part])
 
 
 @cache
-def batch_of(name: str) -> dict[str, np.ndarray]:
-    return next(batches_of(name))[0]
+def batch_of(name: str, scheme: str = "supervised") -> dict[str, np.ndarray]:
+    return next(Stream(name, scheme))
 
 
 def f1(truth: Instances, prediction: Instances) -> float:
@@ -93,10 +124,10 @@ def test_outputs_have_the_same_keys_and_shapes_in_train_and_eval(name):
     assert {k: v.shape for k, v in train.items()} == {k: v.shape for k, v in evaluation.items()}
 
 
-def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):
-    state, _, _ = fresh_state(name)
-    objective = jax.jit(jax.grad(supervised(system_of(name)), has_aux=True))
-    grads, _ = objective(state.params, state.batch_stats, batch_of(name), jax.random.PRNGKey(0))
+def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name, scheme):
+    state, _, _ = fresh_state(name, scheme=scheme)
+    objective = jax.jit(jax.grad(objective_of(name, scheme), has_aux=True))
+    grads, _ = objective(state.params, state.batch_stats, batch_of(name, scheme), jax.random.PRNGKey(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
         assert np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} is not trained"
@@ -112,11 +143,11 @@ def test_steps_on_one_batch_lower_the_loss_with_one_trace(name):
     assert step._cache_size() == 1
 
 
-def test_four_devices_compute_what_one_computes(name):
+def test_four_devices_compute_what_one_computes(name, scheme):
     results = []
     for devices in (1, 4):
-        state, step, mesh = fresh_state(name, devices)
-        state, metrics = step(state, shard_batch(batch_of(name), mesh))
+        state, step, mesh = fresh_state(name, devices, scheme)
+        state, metrics = step(state, shard_batch(batch_of(name, scheme), mesh))
         results.append((jax.device_get(metrics), jax.device_get(state.batch_stats)))
     (one, one_stats), (four, four_stats) = results
     for key in one:     # every loss term, their sum, and the norm of the gradient
@@ -175,22 +206,22 @@ def test_edge_cases_train_and_decode(name, case):
     assert f1(Instances.from_labels(sample.labels), decoded) == 1.0 if case == "one cell covering all" else len(decoded) == 0
 
 
-def test_restored_run_continues_bit_equal(name, tmp_path):
-    state, step, mesh = fresh_state(name)
-    data = batches_of(name)
+def test_restored_run_continues_bit_equal(name, scheme, tmp_path):
+    state, step, mesh = fresh_state(name, scheme=scheme)
+    data = Stream(name, scheme)
     for _ in range(2):
-        state, _ = step(state, shard_batch(next(data)[0], mesh))
+        state, _ = step(state, shard_batch(next(data), mesh))
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(state, data.get_state())       # (the step below donates what is still being written)
-    expected, _ = step(state, shard_batch(next(data)[0], mesh))
+    expected, _ = step(state, shard_batch(next(data), mesh))
     digest = state_digest(expected, data.get_state())
     checkpoints.close()
 
-    again = batches_of(name)
-    abstract = jax.eval_shape(lambda: fresh_state(name)[0])
+    again = Stream(name, scheme)
+    abstract = jax.eval_shape(lambda: fresh_state(name, scheme=scheme)[0])
     restored, cursor = restore_state(checkpoints.directory, abstract, replicated(mesh))
     again.set_state(cursor)
-    continued, _ = step(restored, shard_batch(next(again)[0], mesh))
+    continued, _ = step(restored, shard_batch(next(again), mesh))
     assert state_digest(continued, again.get_state()) == digest
 
 

@@ -18,16 +18,21 @@ import torch
 from torch import nn
 
 from benchmarks.rivals.contour_proposal import ContourProposalNetwork
-from benchmarks.rivals.mesmer import MesmerNetwork, plain_cells
+from benchmarks.rivals.maunet import MAUNetNetwork
+from benchmarks.rivals.maunet import plain_cells as plain_cells_of_maunet
+from benchmarks.rivals.mesmer import MesmerNetwork
+from benchmarks.rivals.mesmer import plain_cells as plain_cells_of_mesmer
 from benchmarks.worker import Call, images, seconds_of
 
 __all__ = ["calls"]
 
 
-NETWORKS: Mapping[str, Callable[[Any], nn.Module]] = {"contour_proposal": ContourProposalNetwork, "mesmer": MesmerNetwork}
+NETWORKS: Mapping[str, Callable[[Any], nn.Module]] = {
+    "contour_proposal": ContourProposalNetwork, "maunet": MAUNetNetwork, "mesmer": MesmerNetwork}
 """System -> the network that its config describes: (image [B, C, H, W]) -> dict of maps [B, c, h, w], named as jaxcell's."""
 
-DECODES: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], int]] = {"mesmer": plain_cells}
+DECODES: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], int]] = {
+    "maunet": plain_cells_of_maunet, "mesmer": plain_cells_of_mesmer}
 """System -> the authors' post-processing: (config, maps as `benchmarks.network.DECODES` gives them) -> number of cells."""
 
 

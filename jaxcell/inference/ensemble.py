@@ -22,6 +22,8 @@ __all__ = ["BLENDS", "constant_weights", "gaussian_weights", "mean_outputs", "me
 
 Normalize = Callable[[np.ndarray], np.ndarray]
 
+ROWS = 256      # of the image that are merged at once: larger scales are never whole in memory
+
 
 def constant_weights(window: int) -> np.ndarray:
     """[window, window] float32: every pixel of a window counts alike."""
@@ -93,9 +95,10 @@ def merged_blocks(apply: Apply, image: Any, *, window: int, overlap: float, blen
     weights = BLENDS[blend](window)
     strips = [_Rows(_blended_rows(apply, image, size, window=window, overlap=overlap, weights=weights, batch=batch,
                                   normalize=normalize), size) for size in sizes]
+    merged = _Rows(_mean_of_scales(strips, shape), shape)
     rows = itertools.groupby(plan_blocks(shape, block=block, halo=halo, stride=1), lambda member: member.frame[::2])
     for (y0, y1), members in rows:
-        maps = _mean_of_scales(strips, shape, y0, y1)
+        maps = merged.between(y0, y1)
         for member in members:
             yield member, {key: value[:, member.frame[1]:member.frame[3]] for key, value in maps.items()}
 
@@ -236,7 +239,7 @@ def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 class _Rows:
-    """Rows of one scale's maps, made when they are asked for and forgotten when later ones are."""
+    """Rows of maps, made when they are asked for and forgotten when later ones are."""
 
     def __init__(self, made: Iterator[Maps], size: tuple[int, int]):
         self.made, self.size = made, size
@@ -259,14 +262,15 @@ class _Rows:
         return result
 
 
-def _mean_of_scales(strips: Sequence[_Rows], shape: tuple[int, int], y0: int, y1: int) -> Maps:
-    """Rows y0 to y1 of the image: the mean of all scales, resized back."""
-    merged: Maps = {}
-    for strip in strips:
-        rows = _places(np.arange(y0, y1), shape[0], strip.size[0])
-        columns = _places(np.arange(shape[1]), shape[1], strip.size[1])
-        start, stop = int(rows[0]), min(int(np.ceil(rows[-1])) + 1, strip.size[0])
-        for key, value in strip.between(start, stop).items():
-            value = value if strip.size == shape else resample(value, rows - start, columns)
-            merged[key] = merged[key] + value if key in merged else value
-    return {key: value / len(strips) for key, value in merged.items()} if len(strips) > 1 else merged
+def _mean_of_scales(strips: Sequence[_Rows], shape: tuple[int, int]) -> Iterator[Maps]:
+    """Rows of the image downwards, at most `ROWS` at once: the mean of all scales, resized back."""
+    for first in range(0, shape[0], ROWS):
+        merged: Maps = {}
+        for strip in strips:
+            rows = _places(np.arange(first, min(first + ROWS, shape[0])), shape[0], strip.size[0])
+            columns = _places(np.arange(shape[1]), shape[1], strip.size[1])
+            start, stop = int(rows[0]), min(int(np.ceil(rows[-1])) + 1, strip.size[0])
+            for key, value in strip.between(start, stop).items():
+                value = value if strip.size == shape else resample(value, rows - start, columns)
+                merged[key] = merged[key] + value if key in merged else value
+        yield {key: value / len(strips) for key, value in merged.items()} if len(strips) > 1 else merged

@@ -177,17 +177,23 @@ def test_a_config_merges_scales_and_partners():
     assert [len(cells) for cells in found] == [0, 2] and found[1].shape == (90, 100)
 
 
-def test_memory_grows_with_a_block_and_not_with_the_image():
-    def peak(height):
-        image = np.zeros((height, 64, 32), np.uint8)
-        tracemalloc.start()
-        for _ in merged_blocks(lambda images: {"image": images}, image, **(OPTIONS | {"block": 64, "halo": 8})):
-            pass
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
+def peak_memory(height, **changes):
+    image = np.zeros((height, 64, 32), np.uint8)
+    tracemalloc.start()
+    for _ in merged_blocks(lambda images: {"image": images}, image, **(OPTIONS | changes)):
+        pass
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
 
-    assert peak(4000) < 1.2 * peak(500)
+
+def test_memory_grows_with_a_block_and_not_with_the_image():
+    assert peak_memory(4000, block=64, halo=8) < 1.2 * peak_memory(500, block=64, halo=8)
+
+
+def test_further_scales_take_little_memory_where_one_block_is_all():
+    maps = 4000 * 64 * 32 * 4
+    assert peak_memory(4000, block=4096, scales=(1, 1.5)) < 2.2 * maps
 
 
 @pytest.mark.parametrize("changes, message", [
