@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from benchmarks.battery import NETWORKS, Place, race, run, selected
 from benchmarks.network import DECODES, forward_operations
+from benchmarks.slide import make_slide, merging, post_processing
 from configs import maunet, mesmer
 from jaxcell.models.layers import Conv, ConvTranspose
 from jaxcell.systems import build_system
@@ -188,3 +189,11 @@ def test_maunets_post_processings_find_the_same_cells():
     config.decode.skeleton_threshold = 0.8
     with pytest.raises(ValueError, match="config.decode has {'skeleton_threshold': 0.8}"):
         plain_cells(config, maps)
+
+
+def test_the_parts_of_a_small_slide(tmp_path):
+    config = "maunet:resnet50"
+    cells = make_slide(tmp_path, config, (300, 700), 90)
+    assert post_processing(tmp_path, config, 1024)["how"] == f"{cells} cells found"
+    assert post_processing(tmp_path, config, 256)["part"].endswith("blocks of 256")
+    assert [merging(tmp_path, config, scales)["calls"] for scales in ((1.0,), (1.0, 2.0))] == [1, 3]     # 2 and 2 * 4 windows
