@@ -53,12 +53,16 @@ def system_of(name: str):
 
 def fresh_state(name: str, devices: int = 1, scheme: str = "supervised") -> tuple[TrainState, Any, Any]:
     """(state, compiled step, mesh) of a new run on the first `devices` devices."""
-    config, system = config_of(name), system_of(name)
-    mesh = make_mesh(jax.devices()[:devices])
+    return compiled_init(name, devices, scheme)(), compiled_step(name, devices, scheme), make_mesh(jax.devices()[:devices])
+
+
+@cache
+def compiled_init(name: str, devices: int, scheme: str):
+    config, (networks, _) = config_of(name), SCHEMES[scheme]
     transformation, _ = make_optimizer(config.optimizer)
     shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    fresh = partial(init_state, system.model, transformation, seed=0, image_shape=shape, networks=SCHEMES[scheme][0])
-    return jax.jit(fresh, out_shardings=replicated(mesh))(), compiled_step(name, devices, scheme), mesh
+    fresh = partial(init_state, system_of(name).model, transformation, seed=0, image_shape=shape, networks=networks)
+    return jax.jit(fresh, out_shardings=replicated(make_mesh(jax.devices()[:devices])))
 
 
 @cache
