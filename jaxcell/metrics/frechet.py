@@ -36,8 +36,8 @@ def feature_statistics(features: Iterable[np.ndarray]) -> FeatureStatistics:
         values = values - first         # near the origin the products lose no digits
         count, total, products = count + len(values), total + values.sum(0), products + values.T @ values
     if count < 2 or first is None or not np.all(np.isfinite(products)):
-        raise ValueError(f"feature_statistics: {count} vectors, or not all finite; a covariance needs 2 finite ones at least. Give "
-                         "more images.")
+        raise ValueError(f"feature_statistics: {count} vectors, or not all finite; a covariance needs 2 finite ones at least. "
+                         "Give more images.")
     mean = total / count
     return FeatureStatistics(count, first + mean, (products - count * np.outer(mean, mean)) / (count - 1))
 

@@ -35,8 +35,8 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 
     side, width, inputs, outputs = kernel.shape
     margin = side // 2 if padding is None else padding
     if groups > 1 and margin != side // 2:
-        raise ValueError(f"padding={padding} with {groups} groups; convolutions in groups are padded by k // 2 = {side // 2}. Pad "
-                         "the image before.")
+        raise ValueError(f"padding={padding} with {groups} groups; convolutions in groups are padded by k // 2 = {side // 2}. "
+                         "Pad the image before.")
     if side != width or inputs * groups != x.shape[-1] or outputs % groups:
         raise ValueError(f"kernel {kernel.shape} for images {x.shape} in {groups} groups; a kernel is [k, k, C / groups, F] with "
                          "groups that divide C and F. Give the image these channels, or the kernel this shape.")
@@ -184,8 +184,8 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 def convolve_transposed(x: jax.Array, kernel: jax.Array, *, stride: int | None = None) -> jax.Array:
     """Transposed convolution that enlarges an image `stride` times; the kernel is as wide as that, or twice as wide.
 
-    As wide: every pixel becomes a square of its own, by one matrix product. Twice as wide, with stride / 2 pixels cut off on every
-    side: each pixel of the result lies in the reach of 2 x 2 of the image, so one 2x2 convolution makes all places between
+    As wide: every pixel becomes a square of its own, by one matrix product. Twice as wide, with stride / 2 pixels cut off on
+    every side: each pixel of the result lies in the reach of 2 x 2 of the image, so one 2x2 convolution makes all places between
     them. The gradient of XLA's dilated form takes 15 times as long on a CPU.
 
     Args:
@@ -206,8 +206,8 @@ def convolve_transposed(x: jax.Array, kernel: jax.Array, *, stride: int | None =
     if stride == side:
         return jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel).reshape(batch, side * height, side * width, outputs)
     if 2 * stride != side or stride % 2:
-        raise ValueError(f"kernel {kernel.shape} with stride {stride}; the stride of a transposed convolution is the kernel's side, "
-                         "or half of it and even.")
+        raise ValueError(f"kernel {kernel.shape} with stride {stride}; the stride of a transposed convolution is the kernel's "
+                         "side, or half of it and even.")
     # The pixels between four of the image: in each axis the farther half of the kernel belongs to the first of two.
     parts = kernel.reshape(2, stride, 2, stride, inputs, outputs)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
     between = convolve(x, parts.reshape(2, 2, inputs, stride * stride * outputs))

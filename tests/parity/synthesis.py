@@ -86,14 +86,15 @@ PASTED = 3      # "alpha = Gaussian of the union of 3 pasted masks": the first t
 
 
 def released_paste(case: Case, masks: np.ndarray) -> dict[str, Any]:
-    image, whole = case.inputs["released_base"][..., None].copy(), (slice(None), slice(None))
+    image = case.inputs["released_base"][..., None].copy()
     pasted, own = masks[:PASTED], masks[PASTED:len(case.outputs["released_masks"])]
-    paste(image, case.inputs["released_paste"][..., None], pasted.any(axis=0), *(tuple(slice(0, n) for n in image.shape[:2]),) * 2,
+    everywhere = slice(0, image.shape[0]), slice(0, image.shape[1])
+    paste(image, case.inputs["released_paste"][..., None], pasted.any(axis=0), everywhere, everywhere,
           overlaps="occlude", sigma=case.constructor["released_sigma"])
     layers = [mask * np.int32(1 + i) for i, mask in enumerate(own)]
     canvas = Canvas(image, layers, None)
     for number, mask in enumerate(pasted, start=1 + len(own)):
-        enter_cell(canvas, mask, None, whole, number, covers=True)
+        enter_cell(canvas, mask, None, everywhere, number, covers=True)
     found = np.stack([np.any([layer == 1 + i for layer in canvas.layers], axis=0) for i in range(len(own) + len(pasted))])
     return {"released_blend": image[..., 0], "released_masks": found.astype(np.uint8)}
 
