@@ -104,12 +104,14 @@ def average_3x3(x: jax.Array) -> jax.Array:
 
 
 def early(pool: int) -> Part:
+    """A block at stride 8."""
     return partial(Branches, ((("branch1x1", 64, (1, 1)),),
                      (("branch5x5_1", 48, (1, 1)), ("branch5x5_2", 64, (5, 5))),
                      (("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)), ("branch3x3dbl_3", 96, (3, 3)))), pool)
 
 
 def middle(width: int) -> Part:
+    """A block at stride 16."""
     row, column = (1, 7), (7, 1)
     return partial(Branches, ((("branch1x1", 192, (1, 1)),),
                      (("branch7x7_1", width, (1, 1)), ("branch7x7_2", width, row), ("branch7x7_3", 192, column)),
