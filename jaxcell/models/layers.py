@@ -41,13 +41,14 @@ _add_bias.defvjp(lambda x, bias: (x + bias, None), lambda _, dy: (dy, sum_of_pix
 
 
 class Conv(nn.Module):
-    """Convolution with PyTorch's padding (k // 2) and default initialisation; parameters in float32, arithmetic in `dtype`."""
+    """Convolution with PyTorch's default initialisation; parameters in float32, arithmetic in `dtype`; see `convolve`."""
 
     features: int
     kernel: int = 3
     stride: int = 1
     groups: int = 1
     use_bias: bool = False
+    padding: int | None = None      # None: k // 2
     kernel_init: nn.initializers.Initializer = fan_in_uniform
     bias_init: nn.initializers.Initializer | None = None    # None: PyTorch's, uniform in +-1/sqrt(fan_in) of the kernel
     dtype: Any = jnp.float32
@@ -56,7 +57,8 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, groups=self.groups)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, groups=self.groups,
+                     padding=self.padding)
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init or _uniform(self.kernel ** 2 * shape[2]), (self.features,))
@@ -64,19 +66,21 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution that enlarges `kernel` times, with PyTorch's default initialisation; see `convolve_transposed`."""
+    """Transposed convolution with PyTorch's default initialisation; see `convolve_transposed`."""
 
     features: int
     kernel: int = 2
+    stride: int | None = None       # None: kernel
     use_bias: bool = True
+    kernel_init: nn.initializers.Initializer | None = None      # None: PyTorch's
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # PyTorch's fan_in of a transposed convolution counts its outputs.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
-        kernel = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
-        y = convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype))
+        kernel = self.param("kernel", self.kernel_init or init, (self.kernel, self.kernel, x.shape[-1], self.features))
+        y = convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
         if not self.use_bias:
             return y
         bias = self.param("bias", _uniform(self.kernel ** 2 * self.features), (self.features,))

@@ -110,6 +110,36 @@ def test_transposed_convolution(side):
     assert_same(convolve_transposed, plain, normal(2, 4, 5, 3), normal(side, side, 3, 6, seed=1))
 
 
+@pytest.mark.parametrize(("side", "stride"), [(4, 2), (8, 4)])
+def test_transposed_convolution_that_overlaps(side, stride):
+    """PyTorch's ConvTranspose2d(side, stride, padding=stride // 2) as its definition has it: the transpose of a convolution."""
+    def plain(x, kernel):
+        shape = jax.ShapeDtypeStruct((x.shape[0], stride * x.shape[1], stride * x.shape[2], kernel.shape[-1]), x.dtype)
+        margin = stride // 2
+        forward = partial(lax.conv_general_dilated, rhs=kernel.swapaxes(2, 3), window_strides=(stride, stride),
+                          padding=[(margin, margin)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.linear_transpose(forward, shape)(x)[0]
+
+    assert_same(partial(convolve_transposed, stride=stride), plain, normal(2, 4, 5, 3), normal(side, side, 3, 6, seed=1))
+
+
+def test_transposed_convolution_refuses_other_strides():
+    for side, stride in ((4, 3), (6, 3), (2, 1)):
+        with pytest.raises(ValueError, match="half of it and even"):
+            convolve_transposed(jnp.zeros((1, 4, 4, 3)), jnp.zeros((side, side, 3, 2)), stride=stride)
+
+
+@pytest.mark.parametrize(("side", "stride", "padding"), [(4, 2, 1), (4, 1, 1), (3, 1, 0), (5, 1, 0), (6, 1, 2), (3, 2, 0)])
+def test_convolution_with_other_padding(side, stride, padding):
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2,
+                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert_same(partial(convolve, stride=stride, padding=padding), plain, normal(2, 9, 8, 3), normal(side, side, 3, 4, seed=1))
+    with pytest.raises(ValueError, match="Pad the image before"):
+        convolve(jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 2, 4)), groups=2, padding=0)
+
+
 def test_transposed_convolution_by_hand():
     pixels, kernel = jnp.asarray([1.0, 10.0]).reshape(1, 1, 2, 1), jnp.asarray([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 2, 1, 1)
     np.testing.assert_array_equal(convolve_transposed(pixels, kernel)[0, ..., 0], [[1, 2, 10, 20], [3, 4, 30, 40]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import cv2
 import numpy as np
@@ -19,7 +18,8 @@ from jaxcell.data.augment.geometry import flip, random_crop, rotate90
 from jaxcell.geometry.labels import cell_ids, replace_ids
 from jaxcell.types import Sample
 
-__all__ = ["Draw", "Mix", "MixSteps", "apply_mix", "copy_paste", "mosaic", "soft_edges"]
+__all__ = ["OVERLAPS", "Canvas", "Draw", "Mix", "MixSteps", "apply_mix", "background_of", "copy_paste", "enter_cell",
+           "find_room", "mosaic", "overlap_ratio", "paste", "soft_edges", "whole_cells"]
 
 Draw = Callable[[np.random.Generator], Sample]
 Mix = Callable[[Sample, Draw, np.random.Generator], Sample]
@@ -146,48 +146,57 @@ def copy_paste(sample: Sample, draw: Draw, rng: np.random.Generator, *, count: t
     donor = rotate90(flip(draw(rng), rng), rng)
     if sample.labels is None or donor.labels is None or sample.modality != donor.modality:
         return sample
-    canvas = _Canvas(sample.image.copy(), [layer.copy() for layer in np.moveaxis(sample.labels, -1, 0)],
+    canvas = Canvas(sample.image.copy(), [layer.copy() for layer in np.moveaxis(sample.labels, -1, 0)],
                      None if sample.nuclei is None else sample.nuclei.copy())
-    taken, cells, background = (sample.labels != 0).any(axis=-1), _whole_cells(donor.labels), _background(donor)
+    taken, cells, background = (sample.labels != 0).any(axis=-1), whole_cells(donor.labels), background_of(donor)
     chosen = rng.permutation(len(cells))[:int(rng.integers(count[0], count[1] + 1))].tolist()
     for index, fresh in zip(chosen, _fresh_ids(len(chosen), _ids(sample)).tolist(), strict=True):
         number, layer, window = cells[index]
         mask = donor.labels[..., layer][window] == number
-        corner = _room(mask, taken, max_overlap, rng)
+        corner = find_room(mask, taken, max_overlap, rng)
         if corner is None:
             continue
         target = tuple(slice(start, start + side) for start, side in zip(corner, mask.shape, strict=True))
         taken[target] |= mask
-        _blend(canvas.image, donor.image, mask, window, target, partial(OVERLAPS[overlaps], background=background), sigma)
+        paste(canvas.image, donor.image, mask, window, target, overlaps=overlaps, background=background, sigma=sigma)
         nucleus = None if donor.nuclei is None else mask & (donor.nuclei[window] == number)
-        _label(canvas, mask, nucleus, target, fresh, covers=overlaps == "occlude")
-    return dataclasses.replace(sample, image=canvas.image, labels=np.stack(canvas.layers, axis=-1), nuclei=canvas.nuclei)
+        enter_cell(canvas, mask, nucleus, target, fresh, covers=overlaps == "occlude")
+    image = np.clip(canvas.image, 0, 1)     # added up, cells may be brighter than white
+    return dataclasses.replace(sample, image=image, labels=np.stack(canvas.layers, axis=-1), nuclei=canvas.nuclei)
 
 
 @dataclasses.dataclass
-class _Canvas:
-    """What the cells are pasted into, in place."""
+class Canvas:
+    """What cells are pasted into, in place: image [H, W, C] float32, label layers [H, W] and nuclei [H, W] or None."""
 
     image: np.ndarray
     layers: list[np.ndarray]
     nuclei: np.ndarray | None
 
 
-def _whole_cells(labels: np.ndarray) -> list[tuple[int, int, tuple[slice, slice]]]:
-    """(id, layer, window) of the cells that do not touch the border."""
+def whole_cells(labels: np.ndarray) -> list[tuple[int, int, tuple[slice, slice]]]:
+    """(id, layer, window) of the cells in labels [H, W, D] that do not touch the border."""
     height, width = labels.shape[:2]
     return [(number, layer, window) for layer in range(labels.shape[2]) for number, window in cell_windows(labels[..., layer])
             if window[0].start and window[1].start and window[0].stop < height and window[1].stop < width]
 
 
-def _room(mask: np.ndarray, taken: np.ndarray, max_overlap: float, rng: np.random.Generator) -> tuple[int, int] | None:
-    """Upper left corner of a place where at most the given share of the mask is taken already."""
+def overlap_ratio(mask: np.ndarray, taken: np.ndarray) -> float:
+    """The share of a cell's pixels that are taken: |mask and taken| / |mask|, of two boolean arrays of one shape.
+
+    Source: the thesis, section 4.4.1, names an overlap ratio and its interval 0 to 0.2; this is one reading of it.
+    """
+    return np.count_nonzero(mask & taken) / max(np.count_nonzero(mask), 1)
+
+
+def find_room(mask: np.ndarray, taken: np.ndarray, max_overlap: float, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Upper left corner of a random place where at most `max_overlap` of the mask [h, w] is `taken` [H, W] already, or None."""
     free = [whole - side for whole, side in zip(taken.shape, mask.shape, strict=True)]
     if min(free) < 0:
         return None
     for _ in range(PLACES):
         y, x = (int(rng.integers(room + 1)) for room in free)
-        if np.count_nonzero(mask & taken[y:y + mask.shape[0], x:x + mask.shape[1]]) <= max_overlap * np.count_nonzero(mask):
+        if overlap_ratio(mask, taken[y:y + mask.shape[0], x:x + mask.shape[1]]) <= max_overlap:
             return y, x
     return None
 
@@ -198,9 +207,19 @@ def soft_edges(mask: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) if sigma else weight
 
 
-def _blend(image: np.ndarray, donor: np.ndarray, mask: np.ndarray, window: tuple[slice, ...], target: tuple[slice, ...],
-           rule: Callable[..., np.ndarray], sigma: float) -> None:
-    """Puts donor[window] into image[target], in place, with as much around it as the soft edge needs and both have."""
+def paste(image: np.ndarray, donor: np.ndarray, mask: np.ndarray, window: tuple[slice, ...], target: tuple[slice, ...], *,
+          overlaps: str, background: np.ndarray | float = 0.0, sigma: float = 0.0) -> None:
+    """Puts the cell at donor[window] into image[target], in place, with as much around it as the soft edge needs and both have.
+
+    Args:
+      image: [H, W, C] float32.
+      donor: [h, w, C] float32.
+      mask: the cell's pixels, of the shape of `window` and `target`.
+      window, target: (rows, columns).
+      overlaps: an entry of `OVERLAPS`.
+      background: of the donor, which "add" takes off.
+      sigma: see `soft_edges`.
+    """
     margins = []
     for axis, (source, place) in enumerate(zip(window, target, strict=True)):
         before = min(math.ceil(4 * sigma), source.start, place.start)
@@ -208,29 +227,39 @@ def _blend(image: np.ndarray, donor: np.ndarray, mask: np.ndarray, window: tuple
         margins.append((before, after))
     above, below = (array[tuple(slice(s.start - before, s.stop + after) for s, (before, after) in zip(box, margins, strict=True))]
                     for array, box in ((donor, window), (image, target)))
-    below[...] = rule(below, above, soft_edges(np.pad(mask, margins), sigma)[..., None])
+    below[...] = OVERLAPS[overlaps](below, above, soft_edges(np.pad(mask, margins), sigma)[..., None], background)
 
 
-def _cover(below: np.ndarray, above: np.ndarray, weight: np.ndarray, *, background: np.ndarray) -> np.ndarray:
+def _cover(below: np.ndarray, above: np.ndarray, weight: np.ndarray, background: np.ndarray | float) -> np.ndarray:
     return below + weight * (above - below)
 
 
-def _add(below: np.ndarray, above: np.ndarray, weight: np.ndarray, *, background: np.ndarray) -> np.ndarray:
-    return np.clip(below + weight * (above - background), 0, 1)
+def _add(below: np.ndarray, above: np.ndarray, weight: np.ndarray, background: np.ndarray | float) -> np.ndarray:
+    return below + weight * (above - background)
 
 
 OVERLAPS: dict[str, Callable[..., np.ndarray]] = {"occlude": _cover, "add": _add}
+"""What a pasted cell does to what is below it; see `copy_paste`."""
 
 
-def _background(sample: Sample) -> np.ndarray:
+def background_of(sample: Sample) -> np.ndarray:
     """[C], the median of the pixels without cells (of every eighth row and column); 0 where cells are everywhere."""
     pixels = sample.image[::8, ::8][(_labels(sample)[::8, ::8] == 0).all(axis=-1)]
-    return np.median(pixels, axis=0) if len(pixels) else np.zeros(sample.image.shape[2], np.float32)
+    return np.median(pixels, axis=0) if len(pixels) else np.zeros(sample.image.shape[2], sample.image.dtype)
 
 
-def _label(canvas: _Canvas, mask: np.ndarray, nucleus: np.ndarray | None, target: tuple[slice, ...], number: int, *, covers: bool
-           ) -> None:
-    """Enters the pasted cell into layers and nuclei, in place; a nucleus that is not known is to ignore."""
+def enter_cell(canvas: Canvas, mask: np.ndarray, nucleus: np.ndarray | None, target: tuple[slice, ...], number: int, *,
+               covers: bool) -> None:
+    """Enters a pasted cell into layers and nuclei, in place; a nucleus that is not known is to ignore (-1).
+
+    Args:
+      canvas: whose layers gain one where no layer has room.
+      mask: [h, w] bool, the cell.
+      nucleus: [h, w] bool, the part of it that is its nucleus, or None where that is not known.
+      target: (rows, columns) of the mask.
+      number: the cell's id.
+      covers: take the pixels away from the cells below.
+    """
     if covers:
         for layer in canvas.layers:
             layer[target][mask] = 0

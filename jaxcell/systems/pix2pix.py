@@ -1,0 +1,120 @@
+"""pix2pix: one image made of another, here the brightfield planes that belong to a phase-contrast image.
+
+A U-Net draws, and a second network judges patches of what it drew beside what it was shown. It makes images, not cells.
+
+Source: Isola et al., "Image-to-image translation with conditional adversarial networks", CVPR 2017; the sparse_seunet thesis,
+section 4.4.2; junyanz/pytorch-CycleGAN-and-pix2pix, models/networks.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose
+
+__all__ = ["PatchDiscriminator", "TranslationNetwork"]
+
+leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
+small_normal = nn.initializers.normal(0.02)
+conv4 = partial(Conv, kernel=4, padding=1, kernel_init=small_normal, bias_init=nn.initializers.zeros)
+conv4_transposed = partial(ConvTranspose, kernel=4, stride=2, kernel_init=small_normal)
+
+
+class TranslationNetwork(nn.Module):
+    """U-Net of convolutions 4x4 with stride 2 down to a single pixel of 2 ** levels, and back up.
+
+    Attributes:
+      inputs: planes of the image that are looked at, the first so many.
+      outputs: planes that are drawn.
+      levels: times that the image is halved; 9 for crops of 512.
+      width: channels of the first level; they double up to 8 times as many.
+      dropout: share of features dropped in the middle levels of the way up (all but the innermost and the last 4).
+      dtype: of the arithmetic; parameters, norms and outputs are float32.
+
+    Source: UnetGenerator of the reference, with batch norm.
+    Departs: nothing; the thesis speaks of a last layer of 1x1, which would leave the image at half its size.
+    """
+
+    inputs: int = 1
+    outputs: int = 2
+    levels: int = 9
+    width: int = 64
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False, *, noise: bool | None = None) -> dict[str, jax.Array]:
+        """Planes of each image.
+
+        Args:
+          image: [B, H, W, C] in [0, 1], C >= inputs, H and W multiples of 2 ** levels.
+          train: batch statistics instead of running statistics.
+          noise: drop features, which needs a "dropout" rng; None: as in training. The reference drops them in prediction too:
+            it is where the variety of its images comes from.
+
+        Returns:
+          `planes` [B, H, W, outputs] float32 in [-1, 1].
+        """
+        conv = partial(conv4, stride=2, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        drop = partial(nn.Dropout, self.dropout, deterministic=not (train if noise is None else noise))
+        features = [self.width * min(2 ** level, 8) for level in range(self.levels)]
+
+        x = conv(features[0], name="down0")(2 * image[..., :self.inputs].astype(jnp.float32) - 1)
+        skips = []
+        for level in range(1, self.levels):
+            x = leaky_relu(x)
+            skips.append(x)
+            x = conv(features[level], name=f"down{level}")(x)
+            x = norm(name=f"down{level}_norm")(x) if level < self.levels - 1 else x
+        for level in range(self.levels - 1, 0, -1):
+            x = conv4_transposed(features[level - 1], use_bias=False, dtype=self.dtype, name=f"up{level}")(nn.relu(x))
+            x = norm(name=f"up{level}_norm")(x)
+            x = drop()(x) if 4 <= level < self.levels - 1 else x
+            x = jnp.concatenate([skips[level - 1], x], axis=-1)
+            self.sow("intermediates", f"level{level}", x)
+        x = conv4_transposed(self.outputs, dtype=self.dtype, name="up0")(nn.relu(x))
+        return {"planes": jnp.tanh(x.astype(jnp.float32))}
+
+
+class PatchDiscriminator(nn.Module):
+    """Says of every patch of 70 x 70 pixels whether it is real.
+
+    Attributes:
+      width: channels of the first layer; they double up to 8 times as many.
+      strided: layers that halve the image; 3 see 70 pixels.
+      dtype: as in `TranslationNetwork`.
+
+    Source: NLayerDiscriminator of the reference, with batch norm.
+    Departs: nothing; the thesis gives every layer stride 2, which would not see 70 pixels.
+    """
+
+    width: int = 64
+    strided: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+        """Logits of each patch, above 0 for real.
+
+        Args:
+          image: [B, H, W, C] in [-1, 1]: what was shown and what was made of it, in this order.
+          train: batch statistics instead of running statistics.
+
+        Returns:
+          [B, h, w, 1] float32; h = H / 8 - 2 with 3 strided layers.
+        """
+        conv = partial(conv4, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        x = leaky_relu(conv(self.width, stride=2, use_bias=True, name="conv0")(image))
+        for layer in range(1, self.strided + 1):
+            stride = 2 if layer < self.strided else 1
+            x = conv(self.width * min(2 ** layer, 8), stride=stride, name=f"conv{layer}")(x)
+            x = leaky_relu(norm(name=f"norm{layer}")(x))
+            self.sow("intermediates", f"layer{layer}", x)
+        return conv(1, use_bias=True, name="output")(x).astype(jnp.float32)

@@ -1,0 +1,111 @@
+"""Composed images: exact labels where cells overlap, additive intensities, the same sample twice."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from data.cells_to_move import disc
+
+from jaxcell.data.augment.mixing import Canvas
+from jaxcell.data.compose import ComposedSource, Cutout, compose
+from jaxcell.data.sources.synthetic import SyntheticSource
+from jaxcell.data.validate import validate
+from jaxcell.types import Sample
+
+
+def canvas(size: int = 40, *, nuclei: bool = False) -> Canvas:
+    return Canvas(np.zeros((size, size, 1), np.float32), [np.zeros((size, size), np.int32)],
+                  np.zeros((size, size), np.int32) if nuclei else None)
+
+
+def square(side: int, level: float) -> Cutout:
+    mask = np.ones((side, side), bool)
+    return Cutout(np.full((side, side, 1), level, np.float32), mask, mask & disc(side, side / 2, side / 2, side / 4))
+
+
+def test_intensities_add_and_both_cells_keep_the_pixels():
+    picture = canvas(nuclei=True)
+    pieces = compose(picture, [(square(10, 0.5), (2, 2)), (square(10, 0.25), (2, 10)), (square(10, 0.25), (7, 6))],
+                     max_overlap=0.2, sigma=0)
+    assert [(piece.overlap, piece.accepted) for piece in pieces] == [(0, True), (0.2, True), (0.5, False)]
+    assert set(np.unique(picture.image)) == {0, 0.25, 0.5, 0.75}
+    both = np.logical_and.reduce([layer > 0 for layer in picture.layers])
+    assert len(picture.layers) == 2 and both.sum() == 20
+    np.testing.assert_array_equal(picture.image[..., 0] == 0.75, both)
+    assert [int((layer > 0).sum()) for layer in picture.layers] == [100, 100]
+    assert set(np.unique(picture.nuclei)) == {0, 1, 2}
+
+
+def test_cells_that_are_there_already_count():
+    picture = canvas()
+    picture.layers[0][:20] = 7
+    picture.layers[0][20:, 30:] = -1
+    pieces = compose(picture, [(square(10, 1.0), (10, 0)), (square(10, 1.0), (30, 30)), (square(10, 1.0), (25, 5))], sigma=0)
+    assert [(piece.overlap, piece.accepted) for piece in pieces] == [(1, False), (1, False), (0, True)]
+    assert set(np.unique(picture.layers[0])) == {-1, 0, 7, 8}
+
+
+SOURCE = SyntheticSource(4, size=96, kind="phase", seed=3, overlap=0.3, radius=(7, 10), coverage=(0.2, 0.3))
+
+
+@pytest.mark.parametrize("kind", ["empty", "real"])
+def test_samples_are_whole_and_repeatable(kind):
+    source = ComposedSource(SOURCE, 3, size=(80, 112), cells=(10, 20), canvas=kind)
+    sample, again = source[1], ComposedSource(SOURCE, 9, size=(80, 112), cells=(10, 20), canvas=kind)[1]
+    validate(sample)
+    assert sample.image.shape == (80, 112, 1) and sample.image.dtype == np.uint8 and len(source) == 3
+    for mine, other in ((sample.image, again.image), (sample.labels, again.labels), (sample.nuclei, again.nuclei)):
+        np.testing.assert_array_equal(mine, other)
+    assert not np.array_equal(sample.image, source[2].image)
+    assert len(np.unique(sample.labels)) > 6
+    inside = sample.nuclei > 0
+    assert inside.any() and all((sample.labels[y, x] == sample.nuclei[y, x]).any() for y, x in np.argwhere(inside))
+
+
+def test_cells_overlap_no_more_than_is_allowed():
+    for share, seed in ((0.0, 0), (0.4, 1)):
+        found = []
+        for index in range(3):
+            labels = ComposedSource(SOURCE, 3, size=96, cells=(40, 40), max_overlap=share, seed=seed)[index].labels
+            found.append(((labels > 0).sum(-1) > 1).sum())
+        assert (max(found) == 0) == (share == 0)
+
+
+def test_what_a_cell_adds_is_what_it_is_brighter_than_its_background():
+    """Discs of one grey level on a dark and on a bright background become the same picture."""
+    def plain(background: float) -> Sample:
+        cell = disc(64, 32, 32, 9)
+        image = np.where(cell, background + 0.2, background).astype(np.float32)[..., None]
+        return Sample(image, cell[..., None].astype(np.int32), name="plain")
+
+    dark, bright = (ComposedSource(Listed(plain(level)), 1, size=64, cells=(3, 3), sigma=0)[0] for level in (0.1, 0.6))
+    np.testing.assert_array_equal(dark.labels, bright.labels)
+    np.testing.assert_allclose(dark.image + 0.5, bright.image, atol=1e-6)
+    assert dark.image[(dark.labels > 0).sum(-1) == 1].max() == pytest.approx(0.3, abs=1e-6)
+
+
+class Listed:
+    def __init__(self, *samples: Sample) -> None:
+        self.samples, self.names = samples, [sample.name for sample in samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def test_images_without_cells_and_without_annotation():
+    empty = Sample(np.full((64, 64, 1), 9, np.uint8), np.zeros((64, 64, 1), np.int32), name="empty")
+    assert not ComposedSource(Listed(empty), 1, size=64)[0].labels.any()
+    with pytest.raises(ValueError, match="no annotation to cut cells out of"):
+        ComposedSource(Listed(dataclasses.replace(empty, labels=None)), 1, size=64)[0]
+
+
+@pytest.mark.parametrize("options", [{"canvas": "blue"}, {"cells": (0, 3)}, {"cells": (5, 3)}, {"max_overlap": 1.5},
+                                     {"sigma": -1.0}, {"zoom": (0.0, 1.0)}], ids=str)
+def test_impossible_options_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ComposedSource(SOURCE, 1, **options)
