@@ -46,6 +46,8 @@ class System:
       consistency: (outputs, another network's outputs) -> dict of weighted scalar terms that ask the first to agree with the
         second on images without annotation, or None.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
+      uncertainty: host; outputs of one region, as `decode` gets them -> [h, w] float32, how unsure the network is of each pixel
+        (higher is less sure; what the unit is, the system says), or None.
     """
 
     model: nn.Module
@@ -56,3 +58,4 @@ class System:
     teaching: Teaching | None = None
     consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None
+    uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
