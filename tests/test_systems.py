@@ -19,7 +19,7 @@ from jaxcell.metrics.matching import match
 from jaxcell.systems import SYSTEMS, build_system
 from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
-from jaxcell.training.objectives import supervised
+from jaxcell.training.objectives import carried_of, supervised
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.training.state import TrainState, init_state, state_digest
 from jaxcell.training.step import make_apply, make_train_step
@@ -41,12 +41,17 @@ def system_of(name: str):
 
 def fresh_state(name: str, devices: int = 1) -> tuple[TrainState, Any, Any]:
     """(state, compiled step, mesh) of a new run on the first `devices` devices."""
+    return compiled_start(name, devices)(), compiled_step(name, devices), make_mesh(jax.devices()[:devices])
+
+
+@cache
+def compiled_start(name: str, devices: int):
     config, system = config_of(name), system_of(name)
-    mesh = make_mesh(jax.devices()[:devices])
     transformation, _ = make_optimizer(config.optimizer)
     shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    state = jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=shape), out_shardings=replicated(mesh))()
-    return state, compiled_step(name, devices), mesh
+    memory = system.objective.start if system.objective else dict
+    return jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=shape, memory=memory),
+                   out_shardings=replicated(make_mesh(jax.devices()[:devices])))
 
 
 @cache
@@ -96,7 +101,7 @@ def test_outputs_have_the_same_keys_and_shapes_in_train_and_eval(name):
 def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):
     state, _, _ = fresh_state(name)
     objective = jax.jit(jax.grad(supervised(system_of(name)), has_aux=True))
-    grads, _ = objective(state.params, state.batch_stats, batch_of(name), jax.random.PRNGKey(0))
+    grads, _ = objective(state.params, carried_of(state), batch_of(name), jax.random.PRNGKey(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
         assert np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} is not trained"

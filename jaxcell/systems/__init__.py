@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcell.system import System
-from jaxcell.systems import contour_proposal, mesmer
+from jaxcell.systems import contour_proposal, mesmer, morphoseg
 
 __all__ = ["SYSTEMS", "build_system"]
 
 SYSTEMS: dict[str, Callable[[Any], System]] = {
     "contour_proposal": contour_proposal.build,
     "mesmer": mesmer.build,
+    "morphoseg": morphoseg.build,
 }
 
 

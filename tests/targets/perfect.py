@@ -48,5 +48,9 @@ def _mesmer(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
     return {name: target[name] for name in config.model.heads}
 
 
+def _morphoseg(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
+    return {"classes": np.where(target["classes"][..., None] == np.arange(2), 10, -10).astype(np.float32)}
+
+
 PERFECT_OUTPUTS: dict[str, Callable[[Mapping[str, np.ndarray], Any], Arrays]] = {
-    "contour_proposal": _contour_proposal, "mesmer": _mesmer}
+    "contour_proposal": _contour_proposal, "mesmer": _mesmer, "morphoseg": _morphoseg}
