@@ -113,7 +113,7 @@ def morphoseg_scores(truth: np.ndarray, prediction: np.ndarray, *, thresholds: S
 # ---------------------------------------------------------------- of many images
 @dataclass(frozen=True, eq=False)
 class RegionCounts:
-    """Sums over images; `a + b` are those of both sets. T = len(IOU_THRESHOLDS).
+    """Sums over images; `a + b` are those of both sets. T thresholds of IoU.
 
     Attributes:
       images: [...] number of images.
@@ -164,8 +164,13 @@ class RegionCounts:
         return divide(self.released_passed, self.images[..., None])
 
 
-def region_counts(truth: np.ndarray, prediction: np.ndarray) -> RegionCounts:
-    """The sums of one image, from its foregrounds [H, W] bool.
+def region_counts(truth: np.ndarray, prediction: np.ndarray, *, thresholds: Sequence[float] = IOU_THRESHOLDS) -> RegionCounts:
+    """The sums of one image.
+
+    Args:
+      truth: foreground, [H, W] bool.
+      prediction: the same.
+      thresholds: T values of IoU.
 
     Raises:
       ValueError: the two belong to images of different sizes.
@@ -173,7 +178,7 @@ def region_counts(truth: np.ndarray, prediction: np.ndarray) -> RegionCounts:
     if truth.shape != prediction.shape:
         raise ValueError(f"region_counts: truth covers {truth.shape} pixels, prediction {prediction.shape}; both must belong to "
                          "the same image. Check the pairing of files, and whether one of them was resized or cropped.")
-    released = morphoseg_scores(truth, prediction)
+    released = morphoseg_scores(truth, prediction, thresholds=thresholds)
     distance = released.hd95 if truth.any() and prediction.any() else hausdorff95(truth, prediction)
     defined = not math.isnan(distance)
     passed = released.passed & defined      # (the 1e-6 of the released IoU moves no IoU of pixels over a threshold)

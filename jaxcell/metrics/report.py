@@ -59,10 +59,10 @@ DEFINITIONS: dict[str, str] = {
     "images IoU@t": "Share of the images whose foreground IoU reaches t; images without foreground on either side are left out. "
                     "Pooled is the same share.",
     "MorphoSeg DSC, MorphoSeg HD95, MorphoSeg IoU@t, MorphoSeg mAP":
-        "What MorphoSeg's test script prints (as fractions, HD95 in pixels), of the foregrounds of whole images. An image without "
-        "prediction has DSC 0 and HD95 0, one with a prediction but no cell DSC 1 and HD95 0, one with neither DSC 0 and IoU 1. "
-        "IoU@t is the share of images that reach t, and mAP the mean of those shares at 0.5, 0.75 and 0.9: none of it counts "
-        "cells, and it is no average precision (for that see AP). Pooled is the mean over images.",
+        "What MorphoSeg's test script prints (as fractions, HD95 in pixels), of the foregrounds of whole images. An image "
+        "without prediction has DSC 0 and HD95 0, one with a prediction but no cell DSC 1 and HD95 0, one with neither DSC 0 "
+        "and IoU 1. IoU@t is the share of images that reach t, and mAP the mean of those shares at 0.5, 0.75 and 0.9: none "
+        "of it counts cells, and it is no average precision (for that see AP). Pooled is the mean over images.",
     "error types": "By deepcell's ObjectMetrics. A pair is correct if its IoU exceeds 0.6 (cutoff 0.4). Cells left over hang "
                    "together from IoU 0.1 on, or if one lies to more than half in the other: several true cells and one "
                    "predicted are a merge, one true and several predicted a split, several of both a catastrophe. All others "
