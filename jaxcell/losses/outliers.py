@@ -124,7 +124,8 @@ def into_pixels(logits: jax.Array, outliers: jax.Array, positions: jax.Array) ->
     Returns:
       [B, H, W, K].
     """
-    return logits.reshape(-1, logits.shape[-1]).at[positions].set(outliers, mode="drop", unique_indices=True).reshape(logits.shape)
+    rows = logits.reshape(-1, logits.shape[-1]).at[positions].set(outliers, mode="drop", unique_indices=True)
+    return rows.reshape(logits.shape)
 
 
 def into_memory(logits: jax.Array, outliers: jax.Array, positions: jax.Array) -> jax.Array:
@@ -228,7 +229,8 @@ def class_synthesis(*, classes: int, queue: int, per_image: int, sample_from: in
                     ridge: float = 1e-4) -> Synthesis:
     """Outliers of every class from its own Gaussian, below a density, on pixels of that class: the paper's way.
 
-    Queues hold logits of earlier steps, as constants; into those of this step gradients flow, through mean and covariance.
+    Queues hold logits of earlier steps, as constants; into those of this step gradients flow, through mean and covariance. The
+    released code has none of this, and the paper does not say where outliers are put: here, where their class is the truth.
 
     Args:
       classes: K.
@@ -239,7 +241,7 @@ def class_synthesis(*, classes: int, queue: int, per_image: int, sample_from: in
       epsilon: density from which on a draw is no outlier; the paper does not say which. Infinity: only `select` decides.
       ridge: added to the covariance's diagonal, so that it can be factorised.
 
-    Source: MorphoSeg, equations 6 to 9 and section 5.1; Du et al., "VOS", ICLR 2022, section 3.1. The released code has none of it.
+    Source: MorphoSeg, equations 6 to 9 and section 5.1; Du et al., "VOS", ICLR 2022, section 3.1.
     """
     _check(sample_from, select)
 

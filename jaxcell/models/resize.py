@@ -190,7 +190,7 @@ def resize_corner_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def _double_corner_aligned(x: jax.Array, axis: int) -> jax.Array:
-    """Doubles one axis: of n values, 2j lies j / (2n - 1) before value j, and 2j + 1 as much after it as n - 1 - j is of 2n - 1."""
+    """Doubles one axis of n values: number 2j lies j / (2n - 1) before value j, number 2j + 1 (n - 1 - j) / (2n - 1) after it."""
     length = x.shape[axis]
     share = np.arange(length) / (2 * length - 1)
     share = jnp.asarray(share.reshape(-1, *(1,) * (x.ndim - 1 - axis)), x.dtype)

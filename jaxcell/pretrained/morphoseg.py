@@ -162,5 +162,6 @@ def _fitted(array: np.ndarray, name: str, path: Path, shape: tuple[int, ...]) ->
         return fit_positions(array, shape[0])
     if name.endswith(".weight") and array.ndim > 1:     # PyTorch: outputs first
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    split = "attention" in path or array.shape[:-1] == (1,) * (array.ndim - 1)     # heads, which PyTorch joins; (1, 1, 1, C) norms
+    # PyTorch joins the heads of attention; Google's group norms are (1, 1, 1, C).
+    split = "attention" in path or array.shape[:-1] == (1,) * (array.ndim - 1)
     return array.reshape(shape) if split and array.size == np.prod(shape) else array

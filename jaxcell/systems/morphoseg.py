@@ -20,6 +20,7 @@ from jaxcell.losses.dice import squared_dice
 from jaxcell.losses.outliers import PLACEMENTS, Synthesis, batch_synthesis, class_synthesis
 from jaxcell.losses.pixels import softmax_cross_entropy
 from jaxcell.losses.weighting import WEIGHTINGS, Weighting, total_loss
+from jaxcell.models.backend import precise
 from jaxcell.models.decoders.cascade import CascadedUpsampler
 from jaxcell.models.encoders.hybrid_resnet import HybridResNet
 from jaxcell.models.encoders.vit import VISION_SIZES, VisionSize, VisionTransformer
@@ -85,10 +86,14 @@ class TransUNet(nn.Module):
           "classes" [B, H, W, K] float32.
 
         Raises:
-          ValueError: more skips than there are, another number of channels, or sides that are no such multiples.
+          ValueError: more skips than there are, not four widths behind a stem, another number of channels, or sides that are no
+            such multiples.
         """
         patch = 2 ** len(self.widths)
-        most = 0 if self.stem is None else min(3, len(self.widths) - 1)
+        if self.stem is not None and len(self.widths) != 4:
+            raise ValueError(f"TransUNet: widths={self.widths} behind a stem of stride 16; it needs four widths, each of which "
+                             "doubles the size.")
+        most = 0 if self.stem is None else 3
         if not 0 <= self.skips <= most:
             raise ValueError(f"TransUNet: skips={self.skips}; this encoder has 0 to {most} features to skip to the cascade.")
         if image.shape[-1] not in (1, CHANNELS) or image.shape[1] % patch or image.shape[2] % patch:
@@ -98,13 +103,13 @@ class TransUNet(nn.Module):
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
 
-        x = jnp.broadcast_to(image, (*image.shape[:3], CHANNELS)).astype(jnp.float32)
+        x = precise(jnp.broadcast_to(image, (*image.shape[:3], CHANNELS)))
         features = [x] if self.stem is None else self.stem(dtype=self.dtype, name="stem")(x)
         x = VisionTransformer(self.transformer, patch * features[-1].shape[1] // image.shape[1], self.grid, dropout,
                               dtype=self.dtype, name="transformer")(features[-1])
         x = CascadedUpsampler(conv, norm, nn.relu, self.widths, self.features, name="cascade")(x, features[-2::-1][:self.skips])
         logits = conv(self.classes, 3, use_bias=True, name="head")(x)
-        return {"classes": logits.astype(jnp.float32)}
+        return {"classes": precise(logits)}
 
 
 def build(config: Any) -> System:

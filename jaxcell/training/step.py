@@ -58,10 +58,9 @@ def make_train_step(objective: Objective, transformation: optax.GradientTransfor
         norm = optax.tree.norm(grads)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = {"params": params, "batch_stats": carried.batch_stats, "memory": carried.memory, "opt_state": opt_state, "average": {}}
-        if state.average:
-            variables = {"params": params, "batch_stats": carried.batch_stats}
-            new["average"] = _averaged(state.average, variables, state.step, average_decay)
+        variables = {"params": params, "batch_stats": carried.batch_stats}
+        average = _averaged(state.average, variables, state.step, average_decay) if state.average else {}
+        new = {**variables, "memory": carried.memory, "opt_state": opt_state, "average": average}
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         old = {"params": state.params, "batch_stats": state.batch_stats, "memory": state.memory, "opt_state": state.opt_state,
                "average": state.average}

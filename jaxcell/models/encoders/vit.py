@@ -103,7 +103,8 @@ class Attention(nn.Module):
                                    dtype=self.dtype, name=name)(x)
 
         query, key, value = (project(name) for name in ("query", "key", "value"))
-        likeness = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * depth ** -0.5
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        likeness = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=exact) * depth ** -0.5
         weights = jax.nn.softmax(likeness).astype(self.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return nn.DenseGeneral(channels, axis=(-2, -1), kernel_init=fan_in_uniform, bias_init=_torch_bias(channels),
