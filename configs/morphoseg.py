@@ -72,7 +72,7 @@ def _folder(root: str, split: str) -> dict[str, object]:
 def _nt2(part: str) -> dict[str, object]:
     patches = {"sizes": (224, 448, 1000, 1500, 2000), "overlap": 0.35, "output": 224, "cutting": "covering", "part": part,
                "division": "group"}     # (their test images are published without annotation)
-    return {"kind": "nt2", "root": "nt2", "split": "train", "patches": patches}
+    return {"kind": "nt2", "root": "nt2", "split": "train", "cut": patches}
 
 
 def _default() -> ml_collections.ConfigDict:
@@ -194,7 +194,7 @@ def _plain(c: ml_collections.ConfigDict) -> None:
 def _as_released(c: ml_collections.ConfigDict) -> None:
     c.outliers.placement = "memory"
     for source in (c.data.train.nt2, c.data.val.nt2):
-        source.patches.update({"cutting": "released", "division": "leaking"})
+        source.cut.update({"cutting": "released", "division": "leaking"})
     c.inference.update({"edges": "padded", "merge": "labels"})
     c.decode.update({"threshold": 0.99, "holes": 0, "small_objects": 0})     # all windows must agree
 

@@ -158,20 +158,20 @@ def test_parts_keep_groups_or_images_together_or_leak_by_name():
 # ---------------------------------------------------------------- in the pipeline
 def test_any_source_of_a_config_can_be_cut():
     specs = {"a": {"kind": "synthetic", "count": 3, "size": 96, "seed": 1,
-                   "patches": {"sizes": (48, 64), "overlap": 0.35, "output": 48}}}
+                   "cut": {"sizes": (48, 64), "overlap": 0.35, "output": 48}}}
     source = open_source(specs, root=".", cache_gb=0.1)
     assert len(source) > 30 and any("_ps64_" in name for name in source.names)
     batches = make_train_iterator(source, targets=lambda sample, rng: {"labels": sample.labels[..., 0]}, batch_size=4, crop=48,
                                   normalize={"name": "type_range"}, seed=0)
     batch, names = next(batches)
     assert batch["image"].shape == (4, 48, 48, 3) and batch["labels"].any() and set(names) <= set(source.names)
-    specs["a"]["patches"]["overlaps"] = 0.5
-    with pytest.raises(ValueError, match="source 'a': patches: .*overlaps.*patches.py"):
+    specs["a"]["cut"]["overlaps"] = 0.5
+    with pytest.raises(ValueError, match="source 'a': cut: .*overlaps.*patches.py"):
         open_source(specs, root=".", cache_gb=0.1)
 
 
 def test_unlabelled_images_keep_all_patches_and_workers_get_the_plan():
-    specs = {"a": {"kind": "synthetic", "count": 2, "size": 64, "seed": 1, "hide_labels": True, "patches": {"sizes": (32,)}}}
+    specs = {"a": {"kind": "synthetic", "count": 2, "size": 64, "seed": 1, "hide_labels": True, "cut": {"sizes": (32,)}}}
     source = open_source(specs, root=".", cache_gb=0.0)
     assert len(source) == 2 * (3 * 3 + 1) and source[0].labels is None
     again = pickle.loads(pickle.dumps(PatchSource(SyntheticSource(2, size=64, seed=1), sizes=(32,), output=32)))
