@@ -101,6 +101,8 @@ def test_growing_is_the_inverse_of_eroding_and_keeps_others():
     labels[2:6, 2:6], labels[2:6, 6:10], labels[8:, 8:] = 5, 7, -1
     opened = grow_labels(erode_labels(labels, 1), 1)
     assert (opened[labels <= 0] <= 0).all() and opened[3, 5] == 5 and opened[3, 6] == 7 and opened[9, 9] == -1
+    grown = grow_labels(labels, 3)
+    assert (grown[labels != 0] == labels[labels != 0]).all() and grown[3, 11] == 7, "only background is taken"
     one = np.zeros((5, 5), np.int32)
     one[0, 2], one[2, 0] = 1, 2
     assert grow_labels(one, 1)[1, 1] == 0 and grow_labels(one, 2)[1, 1] == 1, "from above before from the left"
