@@ -213,12 +213,12 @@ def _t98g(c: ml_collections.ConfigDict) -> None:
     c.data.train = ml_collections.ConfigDict({"t98g": _folder("usiigaci_t98g", "train")})
     c.data.val = ml_collections.ConfigDict({"t98g": _folder("usiigaci_t98g", "val")})
     c.data.normalize = ml_collections.ConfigDict({"name": "percentile", "lower": 1.0, "upper": 99.8})
-    c.data.update({"batch_size": 8, "cache_gb": 2.0, "reject_empty": 0.0})
+    c.data.update({"augment": "morphoseg", "batch_size": 8, "cache_gb": 2.0})
     c.targets.erosion = c.decode.expansion = 1
     c.decode.update({"holes": 200, "small_objects": 100})       # the smallest cell of this data has 500 pixels
-    c.outliers.update({"start_step": 1500, "sample_from": 20_000, "select": 2000})
+    c.outliers.update({"start_step": 1200, "sample_from": 20_000, "select": 2000})
     c.inference.update({"block": 1536, "batch": 4})
-    c.train.update({"steps": 2000, "log_every": 20, "eval_every": 500, "eval_images": 4, "checkpoint_every": 200, "images": 4})
+    c.train.update({"steps": 1600, "log_every": 20, "eval_every": 400, "eval_images": 4, "checkpoint_every": 200, "images": 4})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 0.01, "clip_norm": 1.0, "clip_each_norm": 0.0, "accumulate": 1,
         "schedule": {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 50}})
@@ -240,7 +240,7 @@ def _toy(c: ml_collections.ConfigDict) -> None:
     c.data.val = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 2, "size": 96, "seed": 2}})
     c.data.update({"crop": 96, "batch_size": 4, "channels": 3, "augment": "light"})
     c.decode.update({"holes": 15, "small_objects": 15})
-    c.outliers.update({"name": "classes", "start_step": 3, "sample_from": 400, "select": 100, "queue": 500, "per_image": 100,
+    c.outliers.update({"name": "classes", "start_step": 0, "sample_from": 400, "select": 100, "queue": 500, "per_image": 100,
                        "ridge": 1e-4})
     c.inference.update({"tile": 96, "step": 72, "margin": 16, "block": 256, "halo": 32, "batch": 2})
     c.optimizer.schedule.update({"base": 3e-3, "warmup_steps": 2})

@@ -192,11 +192,10 @@ def resize_corner_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 def _double_corner_aligned(x: jax.Array, axis: int) -> jax.Array:
     """Doubles one axis of n values: number 2j lies j / (2n - 1) before value j, number 2j + 1 (n - 1 - j) / (2n - 1) after it."""
     length = x.shape[axis]
-    share = np.arange(length) / (2 * length - 1)
-    share = jnp.asarray(share.reshape(-1, *(1,) * (x.ndim - 1 - axis)), x.dtype)
+    rising = (np.arange(length) / (2 * length - 1)).reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    back, forth = jnp.asarray(rising, x.dtype), jnp.asarray(rising[::-1], x.dtype)
     before, after = _neighbours(x, axis)
-    reverse = jnp.flip(share, 0)
-    doubled = jnp.stack([x + (before - x) * share, x + (after - x) * reverse], axis + 1)
+    doubled = jnp.stack([x + (before - x) * back, x + (after - x) * forth], axis + 1)
     return doubled.reshape(*x.shape[:axis], 2 * length, *x.shape[axis + 1:])
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -114,7 +115,7 @@ def fit_positions(positions: np.ndarray, grid: int) -> np.ndarray:
         raise ValueError(f"position embeddings {positions.shape} are of no square grid, with or without a class token; the "
                          "checkpoint must be of a ViT.")
     square = rows[len(rows) - side * side:].reshape(1, side, side, -1)
-    return np.asarray(resize_corner_aligned(square, (grid, grid)))[0]
+    return np.asarray(resize_corner_aligned(jnp.asarray(square), (grid, grid)))[0]
 
 
 def load_morphoseg(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,8 @@ def test_class_gaussians_by_hand():
 def test_class_outliers_lie_where_their_class_is_the_truth_and_below_the_density(logits, classes):
     options = {"classes": 3, "queue": 50, "per_image": 40, "sample_from": 300, "select": 30}
     synthesis = class_synthesis(**options)
-    memory = synthesis.remember(synthesis.start(), logits, jnp.minimum(classes, 1), jax.random.key(0))     # none of the last class
+    two = jnp.minimum(classes, 1)       # none of the last class
+    memory = synthesis.remember(synthesis.start(), logits, two, jax.random.key(0))
     replaced = np.asarray(jax.jit(synthesis.replace)(logits, classes, memory, jax.random.key(1)))
     changed = (replaced != np.asarray(logits)).all(-1)
     counts = [(changed & (np.asarray(classes) == k)).sum() for k in (-1, 0, 1, 2)]
