@@ -42,6 +42,8 @@ def predict(argv: list[str]) -> int:
     parser.add_argument("--select", default="", help="of files with more axes than an image: index, channel name or projection, "
                         "such as T=0,Z=max")
     parser.add_argument("--pixel-size", type=float, default=None, help="micrometres per pixel; default: as the file says")
+    parser.add_argument("--uncertainty", action="store_true", help="write NAME_uncertainty.tif too: how unsure the network is of "
+                        "each pixel (systems that say so: morphoseg)")
     options, rest = parser.parse_known_args(argv)
     if options.pixel_size is not None and not options.pixel_size > 0:
         parser.error(f"--pixel-size={options.pixel_size}: micrometres per pixel, above 0")
@@ -57,7 +59,7 @@ def predict(argv: list[str]) -> int:
     config = load_changed_config(options.workdir, rest)
     predictor = load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
     return predict_files(options.inputs, options.out, predict=predictor, select=parse_select(options.select),
-                         pixel_size=options.pixel_size)
+                         pixel_size=options.pixel_size, uncertainty=options.uncertainty)
 
 
 def train(argv: list[str]) -> int:

@@ -29,9 +29,10 @@ from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
-from jaxcell.inference.blocks import predict_image
+from jaxcell.inference.blocks import Window, predict_image
 from jaxcell.inference.ensemble import mean_outputs, predict_image_merged
 from jaxcell.inference.overlap import predict_image_overlapping
+from jaxcell.inference.sliding import predict_image_sliding
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES
 from jaxcell.metrics.matching import drop_ignored
 from jaxcell.metrics.report import Report, evaluate, plot, to_json, to_table
@@ -47,13 +48,15 @@ from jaxcell.types import Instances, Sample
 __all__ = ["coco_names", "iterate", "load_predictor", "make_predict", "open_truth", "score_predictions", "score_samples",
            "write_report"]
 
-# (variables, image [H, W, C] as stored) -> Instances
-Predict = Callable[[Any, np.ndarray], Instances]
+# (variables, image [H, W, C] as stored), and optionally uncertainty= an array [H, W] to be filled -> Instances
+Predict = Callable[..., Instances]
 
 
 def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any, *,
                  partners: Sequence[Callable[[jax.Array], Mapping[str, jax.Array]]] = ()) -> Predict:
-    """(variables, image as stored) -> Instances, by `config.inference` and `config.data`.
+    """(variables, image as stored, uncertainty=None) -> Instances, by `config.inference` and `config.data`.
+
+    `uncertainty` is an array [H, W] of floats that is filled with the system's uncertainty of each pixel (`System.uncertainty`).
 
     Args:
       apply: of `make_apply`; compiled once for `config.inference.tile`, whatever the image's size.
@@ -69,12 +72,14 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
                                        border=options.border, nms_threshold=config.decode.nms_threshold),
         "merged": lambda: partial(predict_image_merged, window=options.tile, overlap=options.overlap, blend=options.blend,
                                   scales=tuple(options.scales), large=options.large, block=options.block, halo=options.halo),
+        "sliding": lambda: partial(predict_image_sliding, window=options.tile, step=options.step, edges=options.edges,
+                                   merge=options.merge, block=options.block, halo=options.halo),
     }
     if options.mode not in modes:
         raise ValueError(f"config.inference.mode={options.mode!r} is unknown; known are {', '.join(modes)}.")
     segment = modes[options.mode]()
 
-    def predict(variables: Any, image: np.ndarray) -> Instances:
+    def predict(variables: Any, image: np.ndarray, uncertainty: np.ndarray | None = None) -> Instances:
         image = image[..., None] if image.ndim == 2 else image
         def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
             images = shard_batch({"image": tiles}, mesh)["image"]
@@ -82,13 +87,31 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
 
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
-        return segment(network, image, decode=system.decode, batch=batch, divisor=system.divisor, normalize=normalize)
+        run = segment if uncertainty is None else partial(segment, watch=_painter(system, config.system, uncertainty))
+        return run(network, image, decode=system.decode, batch=batch, divisor=system.divisor, normalize=normalize)
 
     return predict
 
 
-def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any = None) -> Callable[[np.ndarray], Instances]:
+def _painter(system: System, name: str, canvas: np.ndarray) -> Callable[[Window, Mapping[str, np.ndarray]], None]:
+    """Paints the uncertainty of every block that it is shown, without its halo."""
+    draw = system.uncertainty
+    if draw is None:
+        raise ValueError(f"the system {name} says of no pixel how unsure it is; only a system that does has a map of it. Leave "
+                         "the map out.")
+
+    def paint(window: Window, maps: Mapping[str, np.ndarray]) -> None:
+        (top, left, _, _), (y0, x0, y1, x1) = window.frame, window.core
+        canvas[y0:y1, x0:x1] = draw(maps)[y0 - top:y1 - top, x0 - left:x1 - left]
+
+    return paint
+
+
+def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any = None) -> Callable[..., Instances]:
     """The trained network of a workdir as one function: image [H, W, C] or [H, W] as stored -> Instances.
+
+    Given `uncertainty=` an array [H, W] of floats too, it fills that with how unsure the network is of each pixel, where the
+    system says so (morphoseg).
 
     Args:
       workdir: of the run.

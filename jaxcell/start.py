@@ -38,7 +38,8 @@ def initial_state(config: ml_collections.ConfigDict, system: System
 
     def fresh() -> TrainState:
         return init_state(system.model, transformation, seed=config.seed, image_shape=shape,
-                          networks=NETWORKS if config.semi.scheme == "cross" else (), average=bool(config.train.average_decay))
+                          networks=NETWORKS if config.semi.scheme == "cross" else (), average=bool(config.train.average_decay),
+                          memory=system.objective.start if system.objective else dict)
 
     return transformation, schedule, fresh
 

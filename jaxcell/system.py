@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcell.types import Instances, Sample
 
-__all__ = ["System", "Teaching"]
+__all__ = ["StatefulLoss", "System", "Teaching"]
 
 Arrays = Mapping[str, Any]
 
@@ -32,6 +32,22 @@ class Teaching:
 
 
 @dataclass(frozen=True)
+class StatefulLoss:
+    """A loss that carries arrays from one step to the next, such as queues of earlier outputs, or changes with the step.
+
+    The arrays live in the train state: they are saved, restored, and left alone by a step whose update is skipped.
+
+    Attributes:
+      start: () -> the arrays before the first step, any tree of them.
+      loss: (outputs, batch, arrays, step, rng) -> (scalar to minimise, dict of scalar terms for the log, new arrays); under jit,
+        with `step` the number of steps before.
+    """
+
+    start: Callable[[], Any]
+    loss: Callable[[Arrays, Arrays, Any, Any, Any], tuple[Any, dict[str, Any], Any]]
+
+
+@dataclass(frozen=True)
 class System:
     """One published system, assembled (`jaxcell/systems/<name>.py:build`).
 
@@ -46,6 +62,9 @@ class System:
       consistency: (outputs, another network's outputs) -> dict of weighted scalar terms that ask the first to agree with the
         second on images without annotation, or None.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
+      objective: what training minimises where `loss`, a function of outputs and batch alone, is not enough; or None.
+      uncertainty: host; outputs of one region, as `decode` gets them -> [h, w] float32, how unsure the network is of each pixel
+        (higher is less sure; what the unit is, the system says), or None.
     """
 
     model: nn.Module
@@ -56,3 +75,5 @@ class System:
     teaching: Teaching | None = None
     consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None
+    objective: StatefulLoss | None = None
+    uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None

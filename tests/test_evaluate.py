@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
@@ -16,9 +19,12 @@ from configs.contour_proposal import get_config
 from jaxcell import cli, evaluate
 from jaxcell.configuration import load_changed_config, load_config
 from jaxcell.data.sources.synthetic import SyntheticSource
+from jaxcell.decode.classes import class_cells, energy
 from jaxcell.export.coco import coco_writer
 from jaxcell.geometry.labels import instances_to_labels
+from jaxcell.system import System
 from jaxcell.train import import_published, train
+from jaxcell.training.mesh import make_mesh
 from jaxcell.types import Instances
 
 
@@ -170,3 +176,31 @@ def test_published_network_is_imported_without_training(tmp_path):
     np.testing.assert_array_equal(state["params"]["encoder"]["level0"]["conv1"]["kernel"], published.transpose(2, 3, 1, 0))
     with pytest.raises(ValueError, match="holds a run already"):
         import_published(config, tmp_path / "published.npz", tmp_path / "run")
+
+
+@pytest.mark.parametrize("mode", ["blocks", "sliding"])
+def test_a_system_that_says_how_unsure_it_is_gives_a_map(mode):
+    """Of a network whose logits are the pixels: what the map holds is known, whatever the windows and blocks are."""
+    def class_of_pixels(variables, images):
+        return {"logits": jnp.concatenate([variables * images[..., :1], -images[..., :1]], axis=-1)}
+
+    config = get_config("toy")
+    config.data.normalize = {"name": "type_range"}
+    config.inference.update({"mode": mode, "tile": 32, "margin": 8, "block": 48, "halo": 16, "batch": 2})
+    config.inference.update({"step": 24, "edges": "aligned", "merge": "probabilities"})
+    system = System(model=nn.Module(), targets=dict, loss=dict, decode=lambda maps: class_cells(maps["logits"]), divisor=8,
+                    uncertainty=lambda maps: energy(maps["logits"]))
+    image = np.random.default_rng(0).normal(size=(70, 101, 3)).clip(0, 1).astype(np.float32)
+    canvas = np.full((70, 101), np.nan, np.float32)
+    predict = evaluate.make_predict(system, class_of_pixels, make_mesh(), config)
+    cells = predict(np.float32(3), image, uncertainty=canvas)
+    np.testing.assert_allclose(canvas, -np.logaddexp(3 * image[..., 0], -image[..., 0]), atol=1e-5)
+    assert len(cells) == len(predict(np.float32(3), image)) and "uncertainty" in cells.extras
+    silent = evaluate.make_predict(dataclasses.replace(system, uncertainty=None), class_of_pixels, make_mesh(), config)
+    with pytest.raises(ValueError, match="contour_proposal says of no pixel"):
+        silent(np.float32(3), image, uncertainty=canvas)
+
+
+def test_an_uncertainty_map_that_a_system_lacks_is_named(run, lab, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "predict", lab / "well_0.1.png", "--workdir", run, "--out", tmp_path, "--uncertainty") == 1
+    assert "contour_proposal says of no pixel how unsure it is" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from jaxcell.systems import SYSTEMS, build_system
 from jaxcell.train import no_targets
 from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
-from jaxcell.training.objectives import NETWORKS, cross_supervised, supervised
+from jaxcell.training.objectives import NETWORKS, carried_of, cross_supervised, supervised
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.training.state import TrainState, init_state, state_digest
 from jaxcell.training.step import make_apply, make_train_step
@@ -61,7 +61,9 @@ def compiled_init(name: str, devices: int, scheme: str):
     config, (networks, _) = config_of(name), SCHEMES[scheme]
     transformation, _ = make_optimizer(config.optimizer)
     shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    fresh = partial(init_state, system_of(name).model, transformation, seed=0, image_shape=shape, networks=networks)
+    system = system_of(name)
+    memory = system.objective.start if system.objective else dict
+    fresh = partial(init_state, system.model, transformation, seed=0, image_shape=shape, networks=networks, memory=memory)
     return jax.jit(fresh, out_shardings=replicated(make_mesh(jax.devices()[:devices])))
 
 
@@ -127,7 +129,7 @@ def test_outputs_have_the_same_keys_and_shapes_in_train_and_eval(name):
 def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):
     state, _, _ = fresh_state(name)
     objective = jax.jit(jax.grad(supervised(system_of(name)), has_aux=True))
-    grads, _ = objective(state.params, state.batch_stats, batch_of(name), jax.random.PRNGKey(0))
+    grads, _ = objective(state.params, carried_of(state), batch_of(name), jax.random.PRNGKey(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
         assert np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} is not trained"

@@ -9,7 +9,7 @@ from scipy import ndimage
 from jaxcell.geometry.labels import cell_ids, replace_ids
 from jaxcell.types import Instances
 
-__all__ = ["euler_numbers", "fill_holes", "instances_from_labels", "relabel", "remove_small"]
+__all__ = ["euler_numbers", "fill_holes", "grow_labels", "instances_from_labels", "relabel", "remove_small"]
 
 
 def relabel(labels: np.ndarray) -> np.ndarray:
@@ -23,6 +23,26 @@ def remove_small(labels: np.ndarray, least: int) -> np.ndarray:
     kept = np.bincount(labels.ravel()) >= least
     kept[0] = True
     return labels if kept.all() else np.where(kept[labels], labels, 0)
+
+
+def grow_labels(labels: np.ndarray, width: int) -> np.ndarray:
+    """Gives every cell the background beside it, `width` times: the inverse of `geometry.boundaries.erode_labels`.
+
+    Args:
+      labels: [H, W] int32, cells above 0; -1 stays.
+      width: pixels, in the four directions.
+
+    Returns:
+      A new array. What two cells reach at once goes to the one above, else on the left, else below: whichever part of an image
+      is looked at, a pixel gets the same cell.
+    """
+    grown = np.pad(labels, 1)
+    for _ in range(width):
+        old = grown.copy()
+        inside = grown[1:-1, 1:-1]
+        for beside in (old[:-2, 1:-1], old[1:-1, :-2], old[2:, 1:-1], old[1:-1, 2:]):
+            np.copyto(inside, beside, where=(inside == 0) & (beside > 0))
+    return grown[1:-1, 1:-1]
 
 
 def euler_numbers(labels: np.ndarray) -> np.ndarray:

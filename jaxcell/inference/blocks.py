@@ -31,7 +31,7 @@ import numpy as np
 from jaxcell.types import Instances
 
 __all__ = ["Window", "clip_instances", "decode_blocks", "dense_blocks", "plan_blocks", "plan_tiles", "predict_image",
-           "read_batch", "read_region", "reflect", "seam_duplicates"]
+           "read_batch", "read_region", "reflect", "seam_duplicates", "walk_blocks", "watched"]
 
 Apply = Callable[[np.ndarray], Mapping[str, Any]]
 Maps = dict[str, np.ndarray]
@@ -52,6 +52,9 @@ class Window:
 
     frame: Box
     core: Box
+
+
+Watch = Callable[[Window, Maps], None]
 
 
 def plan_tiles(shape: tuple[int, int], *, tile: int, margin: int, divisor: int) -> list[Window]:
@@ -122,8 +125,8 @@ def read_region(image: Any, box: Box) -> np.ndarray:
     return part[(rows - rows.min())[:, None], columns - columns.min()]
 
 
-def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Callable[[np.ndarray], np.ndarray] | None
-               ) -> np.ndarray:
+def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Callable[[np.ndarray], np.ndarray] | None,
+               read: Callable[[Any, Box], np.ndarray] = read_region) -> np.ndarray:
     """Regions of one size as the network's input, with zeros where there are fewer than `batch`.
 
     Args:
@@ -135,7 +138,7 @@ def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Calla
     Returns:
       [batch, h, w, C] float32.
     """
-    regions = [read_region(image, box) for box in boxes]
+    regions = [read(image, box) for box in boxes]
     images = np.stack([region if normalize is None else normalize(region) for region in regions]).astype(np.float32, copy=False)
     return np.concatenate([images, np.zeros((batch - len(images), *images.shape[1:]), np.float32)])
 
@@ -164,23 +167,44 @@ def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int
         members = tiles[number * batch:(number + 1) * batch]
         return apply(read_batch(image, [member.frame for member in members], batch=batch, normalize=normalize))
 
-    cache: dict[int, Maps] = {}
-
-    def collect(number: int, outputs: Mapping[str, Any]) -> None:
-        arrays = {key: np.asarray(value) for key, value in outputs.items()}
-        for slot, index in enumerate(range(number * batch, min((number + 1) * batch, len(tiles)))):
-            cache[index] = {key: _cut(value[slot], tiles[index], strides[key]) for key, value in arrays.items()}
-
     first = launch(0)
     strides = _strides(first, tile=tile, divisor=divisor)
     coarsest = max(strides.values())
     _check_multiple("margin", margin, coarsest, what="the coarsest output's stride")
     blocks = plan_blocks(shape, block=block, halo=halo, stride=coarsest)
-    collect(0, first)
-    done = {0}
 
-    cores = np.asarray([t.core for t in tiles])
-    needs = [np.flatnonzero(_touches(cores, b.frame)) for b in blocks]
+    def cut(index: int, output: Maps) -> Maps:
+        return {key: _cut(value, tiles[index], strides[key]) for key, value in output.items()}
+
+    walk = walk_blocks(lambda number: launch(number) if number else first, [t.core for t in tiles], blocks, batch=batch, cut=cut)
+    for window, parts in walk:
+        yield window, _assemble(parts, tiles, window, strides)
+
+
+def walk_blocks(launch: Callable[[int], Mapping[str, Any]], pieces: Sequence[Box], blocks: Sequence[Window], *, batch: int,
+                cut: Callable[[int, Maps], Maps]) -> Iterator[tuple[Window, dict[int, Maps]]]:
+    """What the network says about each block, piece by piece; every batch is computed once.
+
+    Args:
+      launch: number of a batch -> its outputs, which may still be being computed.
+      pieces: (y0, x0, y1, x1) of the image that each piece of the network's work says something about, in the order of batches.
+      blocks: in the order wanted.
+      batch: pieces of one batch.
+      cut: (index of a piece, its outputs) -> what is kept of them; copies, so that the whole batch can be freed.
+
+    Yields:
+      (block, {index: what was kept}) with all the pieces that touch the block's frame. A piece is held until the last block that
+      needs it.
+    """
+    cache: dict[int, Maps] = {}
+
+    def collect(number: int, outputs: Mapping[str, Any]) -> None:
+        arrays = {key: np.asarray(value) for key, value in outputs.items()}
+        for slot, index in enumerate(range(number * batch, min((number + 1) * batch, len(pieces)))):
+            cache[index] = cut(index, {key: value[slot] for key, value in arrays.items()})
+
+    boxes, done = np.asarray(pieces), set[int]()
+    needs = [np.flatnonzero(_touches(boxes, b.frame)) for b in blocks]
     last_need = {int(index): number for number, members in enumerate(needs) for index in members}
     for number, window in enumerate(blocks):
         running: tuple[int, Mapping[str, Any]] | None = None
@@ -192,13 +216,14 @@ def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int
             done.add(wanted)
         if running is not None:
             collect(*running)
-        yield window, _assemble({int(i): cache[int(i)] for i in needs[number]}, tiles, window, strides)
+        yield window, {int(i): cache[int(i)] for i in needs[number]}
         for index in [i for i in cache if last_need[i] <= number]:
             del cache[index]
 
 
 def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin: int, block: int, halo: int, batch: int,
-                  divisor: int, normalize: Callable[[np.ndarray], np.ndarray] | None = None) -> Instances:
+                  divisor: int, normalize: Callable[[np.ndarray], np.ndarray] | None = None, watch: Watch | None = None
+                  ) -> Instances:
     """The cells of an image of any size, each once.
 
     The decoder works on one block in a thread while the network computes the tiles of the next. An image no larger than
@@ -218,6 +243,7 @@ def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin
       divisor: what the network's input sides must be multiples of; itself a multiple of every output's stride.
       normalize: pixel values as stored -> as the network expects them; must treat each pixel alike wherever it is (take
         statistics over the whole image beforehand), else tiles would differ. None converts to float32.
+      watch: is shown the maps of each block, see `watched`.
 
     Returns:
       Instances in the image; ordered by block, then as decoded.
@@ -230,7 +256,15 @@ def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin
     """
     blocks = dense_blocks(apply, image, tile=tile, margin=margin, block=block, halo=halo, batch=batch, divisor=divisor,
                           normalize=normalize)
-    return decode_blocks(blocks, (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
+    return decode_blocks(watched(blocks, watch), (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
+
+
+def watched(blocks: Iterable[tuple[Window, Maps]], watch: Watch | None) -> Iterator[tuple[Window, Maps]]:
+    """The same blocks, each shown first to `watch`: (window, maps of its frame), such as to write a map of the whole image."""
+    for window, maps in blocks:
+        if watch is not None:
+            watch(window, maps)
+        yield window, maps
 
 
 def decode_blocks(blocks: Iterable[tuple[Window, Maps]], shape: tuple[int, int], *, decode: Decode, halo: int) -> Instances:

@@ -14,7 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxcell.inference.blocks import Apply, Decode, Maps, Window, decode_blocks, plan_blocks, read_region, reflect
+from jaxcell.inference.blocks import (
+    Apply,
+    Decode,
+    Maps,
+    Watch,
+    Window,
+    decode_blocks,
+    plan_blocks,
+    read_region,
+    reflect,
+    watched,
+)
 from jaxcell.types import Instances
 
 __all__ = ["BLENDS", "constant_weights", "gaussian_weights", "mean_outputs", "merged_blocks", "predict_image_merged", "resample",
@@ -105,7 +116,7 @@ def merged_blocks(apply: Apply, image: Any, *, window: int, overlap: float, blen
 
 def predict_image_merged(apply: Apply, image: Any, *, decode: Decode, window: int, overlap: float = 0.25, blend: str = "constant",
                          scales: Sequence[float] = (1.0, 1.25, 1.5), large: int = 25_000_000, block: int, halo: int, batch: int,
-                         divisor: int, normalize: Normalize | None = None) -> Instances:
+                         divisor: int, normalize: Normalize | None = None, watch: Watch | None = None) -> Instances:
     """The cells of an image of any size from the mean of overlapping windows at several scales.
 
     Args:
@@ -123,6 +134,7 @@ def predict_image_merged(apply: Apply, image: Any, *, decode: Decode, window: in
       batch: windows per call.
       divisor: what the network's input sides must be multiples of.
       normalize: pixel values as stored -> as the network expects them, before resizing; None converts to float32.
+      watch: is shown the maps of each block, see `jaxcell.inference.blocks.watched`.
 
     Returns:
       Instances in the image; ordered by block, then as decoded.
@@ -139,7 +151,7 @@ def predict_image_merged(apply: Apply, image: Any, *, decode: Decode, window: in
     """
     blocks = merged_blocks(apply, image, window=window, overlap=overlap, blend=blend, scales=scales, large=large, block=block,
                            halo=halo, batch=batch, divisor=divisor, normalize=normalize)
-    return decode_blocks(blocks, (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
+    return decode_blocks(watched(blocks, watch), (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
 
 
 def resample(array: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

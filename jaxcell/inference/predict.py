@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jaxcell.data.images import SUFFIXES, annotation_stems, ending_of, open_image, readable_files, stem_of
 from jaxcell.export.coco import coco_writer
-from jaxcell.export.labels import write_label_tiff
+from jaxcell.export.labels import write_float_tiff, write_label_tiff
 from jaxcell.export.table import cell_table, table_writer
 from jaxcell.geometry.labels import instances_to_labels
 from jaxcell.types import Instances
@@ -72,22 +72,26 @@ def output_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path, *, predict: Callable[[np.ndarray], Instances],
-                  select: Mapping[str, int | str] | None = None, pixel_size: float | None = None, progress: bool = True) -> int:
+def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path, *, predict: Callable[..., Instances],
+                  select: Mapping[str, int | str] | None = None, pixel_size: float | None = None, uncertainty: bool = False,
+                  progress: bool = True) -> int:
     """Finds the cells of image files and writes them down.
 
     For every image `<name>_labels.tif` (32-bit label image; where cells overlap, a pixel belongs to one of them) and
-    `<name>_overlay.png`; for all together `predictions.json` (COCO, overlaps kept, scores and uncertainties) and `cells.csv`
-    (one row per cell). A cell has one number in all of them. `<name>` is the file's stem, see `output_names`. A file that
+    `<name>_overlay.png`, with `uncertainty` also `<name>_uncertainty.tif` (32-bit floats: how unsure the network is of each
+    pixel); for all together `predictions.json` (COCO, overlaps kept, scores and uncertainties) and `cells.csv` (one row per
+    cell). A cell has one number in all of them. `<name>` is the file's stem, see `output_names`. A file that
     fails is reported and the others go on.
 
     Args:
       inputs: image files and folders of them, see `find_images`.
       out_dir: folder for the results, made if absent; files of an earlier run are replaced.
-      predict: image [H, W, C] as stored in the file -> Instances.
+      predict: image [H, W, C] as stored in the file -> Instances; for `uncertainty` it is also given `uncertainty=` an array
+        [H, W] float32 to be filled.
       select: of files with more axes than an image, such as {"T": 0, "Z": "max"}, see `read_image`.
       pixel_size: micrometres per pixel of all images, for the table and the label images; None takes each file's own, where it
         has one that can be trusted (see `read_pixel_size`).
+      uncertainty: write the maps of uncertainty.
       progress: show a progress bar.
 
     Returns:
@@ -111,10 +115,13 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
             try:
                 with open_image(file, select=select) as opened:
                     image, size = opened.read(), pixel_size or opened.pixel_size
-                instances = predict(image)
+                unsure = np.zeros(image.shape[:2], np.float32) if uncertainty else None
+                instances = predict(image) if unsure is None else predict(image, uncertainty=unsure)
                 table = cell_table(instances, image, name=file.name if name == stem_of(file) else name, pixel_size=size)
                 write_label_tiff(out / f"{name}_labels.tif", instances_to_labels(instances), pixel_size=size)
                 Image.fromarray(overlay(image, instances)).save(out / f"{name}_overlay.png")
+                if unsure is not None:
+                    write_float_tiff(out / f"{name}_uncertainty.tif", unsure, pixel_size=size)
                 add_to_coco(file.name if name == stem_of(file) else name, instances)
             except Exception as error:     # whatever is wrong with one file, the night's other thousand must not be lost
                 failed[file] = f"{type(error).__name__}: {error}"

@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from jaxcell.metrics.bootstrap import bootstrap_interval
 from jaxcell.metrics.errors import ErrorCounts, error_counts
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, coco_scores, rank_detections
-from jaxcell.metrics.matching import ChallengeCounts, Counts, as_instances, challenge_counts, match_counts, overlap_table
-from jaxcell.metrics.pixels import PixelCounts, pixel_counts
+from jaxcell.metrics.matching import ChallengeCounts, Counts, as_instances, challenge_counts, divide, match_counts, overlap_table
+from jaxcell.metrics.pixels import PixelCounts, foreground, pixel_counts
+from jaxcell.metrics.regions import IOU_THRESHOLDS, RegionCounts, region_counts
 from jaxcell.types import Instances
 
 __all__ = ["DEFINITIONS", "SCORES", "THRESHOLDS", "ImageCounts", "Report", "evaluate", "plot", "to_json", "to_table"]
@@ -53,6 +54,15 @@ DEFINITIONS: dict[str, str] = {
     "Dice": "2 |A and B| / (|A| + |B|) of foreground pixels, whatever cell they belong to.",
     "IoU": "|A and B| / |A or B| of foreground pixels, whatever cell they belong to; its mean over images is the \"average pixel "
            "IoU\" of Mesmer's papers.",
+    "HD95": "95th percentile of the distances, in pixels, from every pixel of the outlines of both foregrounds to the other "
+            "outline. Where only one side has foreground: the image's diagonal. Less is better; pooled is the mean over images.",
+    "images IoU@t": "Share of the images whose foreground IoU reaches t; images without foreground on either side are left out. "
+                    "Pooled is the same share.",
+    "MorphoSeg DSC, MorphoSeg HD95, MorphoSeg IoU@t, MorphoSeg mAP":
+        "What MorphoSeg's test script prints (as fractions, HD95 in pixels), of the foregrounds of whole images. An image "
+        "without prediction has DSC 0 and HD95 0, one with a prediction but no cell DSC 1 and HD95 0, one with neither DSC 0 "
+        "and IoU 1. IoU@t is the share of images that reach t, and mAP the mean of those shares at 0.5, 0.75 and 0.9: none "
+        "of it counts cells, and it is no average precision (for that see AP). Pooled is the mean over images.",
     "error types": "By deepcell's ObjectMetrics. A pair is correct if its IoU exceeds 0.6 (cutoff 0.4). Cells left over hang "
                    "together from IoU 0.1 on, or if one lies to more than half in the other: several true cells and one "
                    "predicted are a merge, one true and several predicted a split, several of both a catastrophe. All others "
@@ -89,12 +99,13 @@ class ImageCounts:
     challenge: ChallengeCounts
     pixels: PixelCounts
     errors: ErrorCounts
+    regions: RegionCounts
 
     def row(self) -> np.ndarray:
         """[..., K] float64: the counts side by side (exact up to 2**53), to add up and to resample."""
         m, c, p = self.matches, self.challenge, self.pixels
         last = [c.tp, c.fp, c.fn, c.truth, c.prediction, *(x[..., None] for x in (p.intersection, p.truth, p.prediction))]
-        return np.concatenate([m.tp, m.fp, m.fn, m.iou, *last, self.errors.row()], axis=-1, dtype=np.float64)
+        return np.concatenate([m.tp, m.fp, m.fn, m.iou, *last, self.errors.row(), self.regions.row()], axis=-1, dtype=np.float64)
 
     @staticmethod
     def of_rows(rows: np.ndarray) -> ImageCounts:
@@ -104,8 +115,11 @@ class ImageCounts:
         rest = rows[..., 4 * count:]
         challenge = ChallengeCounts(*(rest[..., i:i + 1] for i in range(5)))
         pixels = PixelCounts(*(rest[..., i] for i in (5, 6, 7)))
-        return ImageCounts(matches, challenge, pixels, ErrorCounts.of_rows(rest[..., 8:]))
+        return ImageCounts(matches, challenge, pixels, ErrorCounts.of_rows(rest[..., 8:-_REGIONS]),
+                           RegionCounts.of_rows(rest[..., -_REGIONS:]))
 
+
+_REGIONS = 5 + 2 * len(IOU_THRESHOLDS)     # numbers of `RegionCounts.row`
 
 Score = Callable[[ImageCounts], np.ndarray]
 
@@ -113,6 +127,11 @@ Score = Callable[[ImageCounts], np.ndarray]
 def _at(score: Callable[[Counts], np.ndarray], index: int) -> Score:
     """A score of `Counts` at the threshold of that index."""
     return lambda counts: score(counts.matches)[..., index]
+
+
+def _passed(score: Callable[[RegionCounts], np.ndarray], index: int) -> Score:
+    """A share of `RegionCounts` at the threshold of that index."""
+    return lambda counts: score(counts.regions)[..., index]
 
 
 _BY_THRESHOLD: dict[str, Callable[[Counts], np.ndarray]] = {
@@ -129,6 +148,12 @@ SCORES: dict[str, Score] = {
     "challenge F1": lambda counts: np.round(counts.challenge.f1[..., 0], 4),
     "Dice": lambda counts: counts.pixels.dice,
     "IoU": lambda counts: counts.pixels.iou,
+    "HD95": lambda counts: counts.regions.hd95,
+    **{f"images IoU@{t:g}": _passed(lambda r: r.fractions, i) for i, t in enumerate(IOU_THRESHOLDS)},
+    "MorphoSeg DSC": lambda counts: divide(counts.regions.released_dsc, counts.regions.images),
+    "MorphoSeg HD95": lambda counts: divide(counts.regions.released_hd95, counts.regions.images),
+    **{f"MorphoSeg IoU@{t:g}": _passed(lambda r: r.released_fractions, i) for i, t in enumerate(IOU_THRESHOLDS)},
+    "MorphoSeg mAP": lambda counts: counts.regions.released_fractions.mean(-1),
     "deepcell F1": lambda counts: counts.errors.f1,
     "deepcell precision": lambda counts: counts.errors.precision,
     "deepcell recall": lambda counts: counts.errors.recall,
@@ -140,6 +165,8 @@ _TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "F1@0.75", "F1@0.5:0.95", "Ja
 _ERROR_TABLE = {"cells": "cells", "predicted": "predictions", "correct": "correct", "missed": "missed", "gained": "gained",
                 "merges": "merges", "lost": "missed_in_merges", "splits": "splits", "surplus": "gained_in_splits",
                 "catastrophes": "catastrophes"}
+_REGION_TABLE = ("Dice", "IoU", "HD95", *(f"images IoU@{t:g}" for t in IOU_THRESHOLDS))
+_RELEASED_TABLE = ("MorphoSeg DSC", "MorphoSeg HD95", *(f"MorphoSeg IoU@{t:g}" for t in IOU_THRESHOLDS), "MorphoSeg mAP")
 _MODALITY_TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "Jaccard-AP@0.5", "Jaccard-AP@0.75", "PQ")
 
 
@@ -204,7 +231,8 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
                              "that neither was resized.")
         table = overlap_table(truth, prediction)
         counts = ImageCounts(match_counts(table, thresholds=THRESHOLDS), challenge_counts(truth, prediction),
-                             pixel_counts(truth, prediction), error_counts(table))
+                             pixel_counts(truth, prediction), error_counts(table),
+                             region_counts(foreground(truth), foreground(prediction)))
         rows.append(counts.row())
         ranked.append(rank_detections(truth, prediction, thresholds=THRESHOLDS, sizes=sizes, limit=max(limits)))
         images.append({"name": name, "modality": modality, "cells": len(truth), "predictions": len(prediction)}
@@ -305,6 +333,10 @@ def to_table(report: Report) -> str:
     parts.append(_markdown(["error types", *_ERROR_TABLE, "deepcell F1"],
                            [[name, *(f"{group['errors'][key]:,}" for key in _ERROR_TABLE.values()),
                              _number(group["scores"]["deepcell F1"]["pooled"]["value"])] for name, group in groups]))
+
+    for title, names in (("foreground (mean of images)", _REGION_TABLE), ("as MorphoSeg's script", _RELEASED_TABLE)):
+        body = [[name, *(_number(group["scores"][key]["mean"]["value"]) for key in names)] for name, group in groups]
+        parts.append(_markdown([title, *names], body))
 
     parts.append(_markdown(["COCO masks", *overall["coco"]],
                            [[name, *map(_number, group["coco"].values())] for name, group in groups]))

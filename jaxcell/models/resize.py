@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["adaptive_average_pool", "average_pool", "max_pool", "resize_bilinear", "resize_nearest"]
+__all__ = ["adaptive_average_pool", "average_pool", "max_pool", "resize_bilinear", "resize_corner_aligned", "resize_nearest"]
 
 
 @jax.named_scope("max_pool")
-def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
-    """Largest value in each window; borders padded by (size - 1) // 2 as in PyTorch's networks.
+def max_pool(x: jax.Array, *, size: int, stride: int, margin: int | None = None) -> jax.Array:
+    """Largest value in each window, of PyTorch's MaxPool2d.
 
     Written as maxima of shifted slices, columns after rows: the gradient of XLA's window form is slow on a CPU.
 
@@ -25,12 +25,13 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
       x: [B, H, W, C].
       size: side of the window.
       stride: step in rows and columns.
+      margin: padding of each border; None for (size - 1) // 2, as most of PyTorch's networks have it.
 
     Returns:
-      [B, h, w, C] with h = (H + 2 * padding - size) // stride + 1.
+      [B, h, w, C] with h = (H + 2 * margin - size) // stride + 1.
     """
+    margin = (size - 1) // 2 if margin is None else margin
     for axis in (1, 2):
-        margin = (size - 1) // 2
         padding = [(0, 0)] * x.ndim
         padding[axis] = (margin, margin)
         padded = jnp.pad(x, padding, constant_values=-jnp.inf) if margin else x
@@ -139,15 +140,20 @@ def resize_bilinear(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 def _lerp(x: jax.Array, factor: int, axis: int) -> jax.Array:
     """Enlarges one axis by a whole factor."""
-    length = x.shape[axis]
-    first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, length - 1, length, axis=axis)
-    before = jnp.concatenate([first, lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis)
-    after = jnp.concatenate([lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
+    before, after = _neighbours(x, axis)
     phases = []
     for phase in range(factor):
         shift = (phase + 0.5) / factor - 0.5
         phases.append(x * (1 + shift) - before * shift if shift < 0 else x * (1 - shift) + after * shift)
-    return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], length * factor, *x.shape[axis + 1:])
+    return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], x.shape[axis] * factor, *x.shape[axis + 1:])
+
+
+def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """x shifted by one each way, borders repeated: what is before each value, and what is after it."""
+    length = x.shape[axis]
+    first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, length - 1, length, axis=axis)
+    before = jnp.concatenate([first, lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis)
+    return before, jnp.concatenate([lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
 
 
 def _bilinear_matrix(have: int, want: int) -> np.ndarray:
@@ -158,4 +164,46 @@ def _bilinear_matrix(have: int, want: int) -> np.ndarray:
     matrix = np.zeros((want, have))
     np.add.at(matrix, (np.arange(want), low), 1 - (source - low))
     np.add.at(matrix, (np.arange(want), high), source - low)
+    return matrix
+
+
+@jax.named_scope("resize_corner_aligned")
+def resize_corner_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Linear interpolation on a grid whose corners are the old grid's: PyTorch's "bilinear" with align_corners=True.
+
+    Doubling (the common case) is written as lerps of shifted copies; other sizes as two small matrices.
+
+    Args:
+      x: [B, H, W, C].
+      shape: (rows, columns) of the result.
+
+    Returns:
+      [B, *shape, C].
+    """
+    for axis, length in zip((1, 2), shape, strict=True):
+        have = x.shape[axis]
+        if length == 2 * have:
+            x = _double_corner_aligned(x, axis)
+        elif length != have:
+            x = _apply_matrix(x, _corner_aligned_matrix(have, length), axis)
+    return x
+
+
+def _double_corner_aligned(x: jax.Array, axis: int) -> jax.Array:
+    """Doubles one axis of n values: number 2j lies j / (2n - 1) before value j, number 2j + 1 (n - 1 - j) / (2n - 1) after it."""
+    length = x.shape[axis]
+    rising = (np.arange(length) / (2 * length - 1)).reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    back, forth = jnp.asarray(rising, x.dtype), jnp.asarray(rising[::-1], x.dtype)
+    before, after = _neighbours(x, axis)
+    doubled = jnp.stack([x + (before - x) * back, x + (after - x) * forth], axis + 1)
+    return doubled.reshape(*x.shape[:axis], 2 * length, *x.shape[axis + 1:])
+
+
+def _corner_aligned_matrix(have: int, want: int) -> np.ndarray:
+    """[want, have] weights of linear interpolation between the first and the last value."""
+    source = np.arange(want) * ((have - 1) / max(want - 1, 1))
+    low = np.minimum(source.astype(np.int64), max(have - 2, 0))
+    matrix = np.zeros((want, have))
+    np.add.at(matrix, (np.arange(want), low), 1 - (source - low))
+    np.add.at(matrix, (np.arange(want), np.minimum(low + 1, have - 1)), source - low)
     return matrix

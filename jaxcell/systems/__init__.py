@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcell.system import System
-from jaxcell.systems import contour_proposal, maunet, mesmer
+from jaxcell.systems import contour_proposal, maunet, mesmer, morphoseg
 
 __all__ = ["SYSTEMS", "build_system"]
 
@@ -14,6 +14,7 @@ SYSTEMS: dict[str, Callable[[Any], System]] = {
     "contour_proposal": contour_proposal.build,
     "maunet": maunet.build,
     "mesmer": mesmer.build,
+    "morphoseg": morphoseg.build,
 }
 
 

@@ -68,11 +68,12 @@ def restore_state(directory: str | Path, abstract: TrainState, sharding: Shardin
 def _read(directory: Path, step: int, target: Any) -> tuple[TrainState, dict[str, Any]]:
     with _manager(directory, keep=None, best=False, read_only=True) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), cursor=ocp.args.JsonRestore(), digests=ocp.args.JsonRestore()))
-    now, then = digests(restored.state, dict(restored.cursor)), dict(restored.digests)
+            state=ocp.args.StandardRestore(_parts(target)), cursor=ocp.args.JsonRestore(), digests=ocp.args.JsonRestore()))
+    state = target.replace(**restored.state)
+    now, then = digests(state, dict(restored.cursor)), dict(restored.digests)
     if wrong := sorted(path for path in {*now, *then} if now.get(path) != then.get(path)):
         raise ValueError(f"{len(wrong)} of {len(now)} arrays differ from what was saved, first {wrong[0]}")
-    return restored.state, dict(restored.cursor)
+    return state, dict(restored.cursor)
 
 
 def _set_aside(directory: Path, step: int) -> Path:
@@ -207,6 +208,13 @@ class Checkpoints:
                           "config.train.keep) and start the same command again: it goes on from there.") from error
 
 
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What is stored, by name. A memory that holds nothing is left out: checkpoints were written before there was one."""
+    parts = {"step": state.step, "params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state,
+             "average": state.average, "skipped": state.skipped, "rng": state.rng}
+    return parts | ({"memory": state.memory} if state.memory else {})
+
+
 def _items(state: TrainState, cursor: dict[str, Any]) -> ocp.args.Composite:
-    return ocp.args.Composite(state=ocp.args.StandardSave(state), cursor=ocp.args.JsonSave(cursor),
+    return ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), cursor=ocp.args.JsonSave(cursor),
                               digests=ocp.args.JsonSave(digests(state, cursor)))

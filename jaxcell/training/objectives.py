@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxcell.system import Arrays, System
+from jaxcell.training.state import TrainState
 
-__all__ = ["NETWORKS", "Objective", "cross_supervised", "supervised"]
+__all__ = ["NETWORKS", "Carried", "Objective", "carried_of", "cross_supervised", "supervised"]
 
-# (params, batch_stats, batch, rng) -> (loss, (terms, new batch_stats))
-Objective = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
+
+class Carried(NamedTuple):
+    """What an objective knows of the train state beside the parameters; it gives the first two back, changed or not."""
+
+    batch_stats: Any
+    memory: Any
+    step: jax.Array
+
+
+# (params, carried, batch, rng) -> (loss, (terms, carried))
+Objective = Callable[[Any, Carried, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, tuple[dict[str, jax.Array], Carried]]]
 Loss = Callable[[Arrays, Arrays], dict[str, Any]]
+
+LOSS = 2    # folded into a step's rng for losses that draw numbers (0 and 1: the networks of `cross_supervised`)
 
 NETWORKS = ("first", "second")
 """Names of the two networks that `cross_supervised` trains; the first predicts."""
 
 
+def carried_of(state: TrainState) -> Carried:
+    """What the state tells an objective."""
+    return Carried(state.batch_stats, state.memory, state.step)
+
+
 def supervised(system: System, *, loss: Loss | None = None) -> Objective:
-    """The sum of the system's loss terms on a batch.
+    """What the system minimises on a batch: its own objective where it has one, else the sum of its loss terms.
 
     Args:
       system: whose network it is.
-      loss: (outputs, batch) -> terms; None for the system's own.
+      loss: (outputs, batch) -> terms whose sum is taken instead; None for the system's own.
     """
-    loss = system.loss if loss is None else loss
+    terms_of = system.loss if loss is None else loss
+    stateful = system.objective if loss is None else None
 
-    def objective(params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], rng: jax.Array):
-        outputs, batch_stats = _forward(system, params, batch_stats, batch["image"], rng)
-        terms = loss(outputs, batch)
-        return sum(terms.values()), (terms, batch_stats)
+    def objective(params: Any, carried: Carried, batch: Mapping[str, jax.Array], rng: jax.Array):
+        outputs, batch_stats = _forward(system, params, carried.batch_stats, batch["image"], rng)
+        if stateful is None:
+            terms, memory = terms_of(outputs, batch), carried.memory
+            total = sum(terms.values())
+        else:
+            key = jax.random.fold_in(rng, LOSS)
+            total, terms, memory = stateful.loss(outputs, batch, carried.memory, carried.step, key)
+        return total, (terms, carried._replace(batch_stats=batch_stats, memory=memory))
 
     return objective
 
@@ -56,18 +79,18 @@ def cross_supervised(system: System, *, weight: float) -> Objective:
                          "config.semi.scheme.")
     consistency = system.consistency
 
-    def objective(params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], rng: jax.Array):
+    def objective(params: Any, carried: Carried, batch: Mapping[str, jax.Array], rng: jax.Array):
         terms: dict[str, jax.Array] = {}
         unlabelled, new_stats = {}, {}
         for number, name in enumerate(NETWORKS):
             keys = jax.random.split(jax.random.fold_in(rng, number))
-            outputs, stats = _forward(system, params[name], batch_stats[name], batch["image"], keys[0])
+            outputs, stats = _forward(system, params[name], carried.batch_stats[name], batch["image"], keys[0])
             terms |= {f"{name}/{key}": value for key, value in system.loss(outputs, batch).items()}
             unlabelled[name], new_stats[name] = _forward(system, params[name], stats, batch["unlabelled"], keys[1])
         for name, other in (NETWORKS, NETWORKS[::-1]):
             agreement = consistency(unlabelled[name], jax.lax.stop_gradient(unlabelled[other]))
             terms |= {f"{name}/consistency/{key}": weight * value for key, value in agreement.items()}
-        return sum(terms.values()), (terms, new_stats)
+        return sum(terms.values()), (terms, carried._replace(batch_stats=new_stats))
 
     return objective
 

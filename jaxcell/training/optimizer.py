@@ -52,11 +52,25 @@ def step_decay(*, base: float, every: int, factor: float = 0.95) -> Schedule:
     return optax.exponential_decay(base, every, factor, staircase=True)
 
 
+def polynomial(*, base: float, steps: int, power: float = 0.9) -> Schedule:
+    """`base` at step 0, then `base` times (1 - (step - 1) / steps) ** power: at every step what the one before has set.
+
+    Source: RanchoGoose/MorphoSeg@a2ab9fe, trainer_vos.py, which sets the rate after a step, from the count before it; so the
+      first two steps have `base`, and the last one is above 0.
+    """
+    def schedule(step: Any) -> Any:
+        done = jnp.clip(jnp.asarray(step) - 1, 0, steps)
+        return base * (1 - done / steps) ** power
+
+    return schedule
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "warmup_cosine": warmup_cosine,
     "warmup_multistep": warmup_multistep,
     "step_decay": step_decay,
+    "polynomial": polynomial,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +26,7 @@ class TrainState:
       params: of the network; of several networks that train together, name -> params.
       batch_stats: running statistics, in the same way.
       opt_state: of the optimizer.
+      memory: what the objective carries from step to step, such as queues; {} for one that carries nothing.
       average: running averages of params and batch_stats (`{"params", "batch_stats"}`), or {} where none are kept.
       skipped: [2] int32, updates left out because a loss or gradient was not finite: in all, and in a row up to now.
       rng: [2] uint32; folded with the step, never split.
@@ -39,6 +40,7 @@ class TrainState:
     average: Any
     skipped: jax.Array
     rng: jax.Array
+    memory: Any = flax.struct.field(default_factory=dict)
     networks: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
@@ -60,7 +62,7 @@ class TrainState:
 
 
 def init_state(model: nn.Module, transformation: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...],
-               networks: Sequence[str] = (), average: bool = False) -> TrainState:
+               networks: Sequence[str] = (), average: bool = False, memory: Callable[[], Any] = dict) -> TrainState:
     """A fresh state. Call it under `jax.jit` with replicated out_shardings: every device then computes the same values.
 
     Args:
@@ -70,6 +72,7 @@ def init_state(model: nn.Module, transformation: optax.GradientTransformation, *
       image_shape: one batch's [B, H, W, C], of which only C and the divisibility matter.
       networks: names of several networks of one architecture, initialised independently; () for one without a name.
       average: keep running averages.
+      memory: () -> what the objective carries (`StatefulLoss.start`).
     """
     rng = jax.random.PRNGKey(seed)
 
@@ -85,7 +88,7 @@ def init_state(model: nn.Module, transformation: optax.GradientTransformation, *
     averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if average else {}
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats,
                       opt_state=transformation.init(params), skipped=jnp.zeros(2, jnp.int32), rng=jax.random.fold_in(rng, 1),
-                      average=averages, networks=tuple(networks))
+                      average=averages, memory=memory(), networks=tuple(networks))
 
 
 def parameter_count(params: Any) -> int:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxcell.models.backend import compiler_options
 from jaxcell.training.mesh import replicated
-from jaxcell.training.objectives import Objective
+from jaxcell.training.objectives import Objective, carried_of
 from jaxcell.training.state import TrainState
 
 __all__ = ["make_apply", "make_train_step"]
@@ -32,7 +32,7 @@ def make_train_step(objective: Objective, transformation: optax.GradientTransfor
     """One update: (state, batch) -> (state, metrics). The batch lies split over the mesh, the state on every device.
 
     The losses are sums over the global batch divided by global counts, so 1 device and N devices compute the same update.
-    Where the loss or the gradient is not finite the step counts, but parameters, statistics, optimizer and averages stay.
+    Where the loss or the gradient is not finite the step counts, but parameters, statistics, memory, optimizer and averages stay.
     The state is donated: the caller's old one is dead after the call.
 
     Args:
@@ -54,15 +54,16 @@ def make_train_step(objective: Objective, transformation: optax.GradientTransfor
             pairs = [(name, key) for name, key in zip(IMAGES, keys, strict=True) if name in batch]
             batch = {**batch, **{name: augment(batch[name], key) for name, key in pairs}}
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (loss, (terms, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, rng)
+        (loss, (terms, carried)), grads = gradient(state.params, carried_of(state), batch, rng)
         norm = optax.tree.norm(grads)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "average": {}}
-        if state.average:
-            new["average"] = _averaged(state.average, {"params": params, "batch_stats": batch_stats}, state.step, average_decay)
+        variables = {"params": params, "batch_stats": carried.batch_stats}
+        average = _averaged(state.average, variables, state.step, average_decay) if state.average else {}
+        new = {**variables, "memory": carried.memory, "opt_state": opt_state, "average": average}
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = {"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state, "average": state.average}
+        old = {"params": state.params, "batch_stats": state.batch_stats, "memory": state.memory, "opt_state": state.opt_state,
+               "average": state.average}
         kept = jax.tree.map(partial(jnp.where, finite), new, old)
         skipped = jnp.where(finite, state.skipped * jnp.array([1, 0]), state.skipped + 1)
         metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}

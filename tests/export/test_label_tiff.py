@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from jaxcell.export.labels import write_label_tiff
+from jaxcell.export.labels import write_float_tiff, write_label_tiff
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.int64, np.uint32, bool])
@@ -35,3 +35,14 @@ def test_what_cannot_be_written_is_named(tmp_path):
     for wrong in (-1, 2 ** 32):
         with pytest.raises(ValueError, match=f"{wrong}; the file holds" if wrong > 0 else "run from -1"):
             write_label_tiff(tmp_path / "x.tif", np.asarray([[0, wrong]]))
+
+
+def test_maps_of_numbers_come_back(tmp_path):
+    values = np.random.default_rng(0).normal(size=(31, 45))
+    write_float_tiff(tmp_path / "x.tif", values, pixel_size=0.5)
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        assert np.array_equal(file.asarray(), values.astype(np.float32)) and file.pages.first.dtype == np.float32
+        assert file.pages.first.tags["XResolution"].value == (20000, 1)
+    for wrong in (values.astype(int), values[..., None]):
+        with pytest.raises(ValueError, match="of floats"):
+            write_float_tiff(tmp_path / "x.tif", wrong)

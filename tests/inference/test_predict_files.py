@@ -60,6 +60,21 @@ def test_every_kind_of_result(tmp_path):
     assert table[0]["mean_intensity_2"] and not table[3]["mean_intensity_2"]
 
 
+def test_the_uncertainty_of_pixels_and_cells_on_request(tmp_path):
+    save(tmp_path / "x.png")
+
+    def unsure(image, uncertainty):
+        uncertainty[...] = np.arange(30)[:, None] - 2.5
+        cells = predict(image)
+        return Instances(cells.shape, cells.boxes, cells.masks, cells.scores, {"uncertainty": np.float32([-1, -2, -3])})
+
+    assert predict_files(tmp_path / "x.png", tmp_path / "out", predict=unsure, pixel_size=0.5, uncertainty=True,
+                         progress=False) == 0
+    values = tifffile.imread(tmp_path / "out" / "x_uncertainty.tif")
+    assert values.dtype == np.float32 and values.shape == (30, 40) and values[:3, 7].tolist() == [-2.5, -1.5, -0.5]
+    assert [row["uncertainty"] for row in rows(tmp_path / "out" / "cells.csv")] == ["-1", "-2", "-3"]
+
+
 def test_a_bad_file_does_not_stop_the_others(tmp_path, capsys):
     good = save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")

@@ -10,7 +10,8 @@ from metrics.cells import jittered, random_cells, squares
 from jaxcell.metrics.errors import error_counts
 from jaxcell.metrics.masks import LIVECELL_SIZES
 from jaxcell.metrics.matching import challenge_counts, match, overlap_table
-from jaxcell.metrics.pixels import pixel_counts
+from jaxcell.metrics.pixels import foreground, pixel_counts
+from jaxcell.metrics.regions import region_counts
 from jaxcell.metrics.report import DEFINITIONS, SCORES, THRESHOLDS, ImageCounts, evaluate, plot, to_json, to_table
 
 ONE = squares((10, 10, 20, 20))
@@ -50,11 +51,30 @@ def test_rows_carry_all_counts():
     truth = random_cells(rng, 9)
     prediction = jittered(rng, truth)
     counts = ImageCounts(match(truth, prediction, thresholds=THRESHOLDS), challenge_counts(truth, prediction),
-                         pixel_counts(truth, prediction), error_counts(overlap_table(truth, prediction)))
+                         pixel_counts(truth, prediction), error_counts(overlap_table(truth, prediction)),
+                         region_counts(foreground(truth), foreground(prediction)))
     back = ImageCounts.of_rows(np.stack([counts.row(), 2 * counts.row()]))
-    for part in ("matches", "challenge", "pixels", "errors"):
+    for part in ("matches", "challenge", "pixels", "errors", "regions"):
         for name, value in vars(getattr(counts, part)).items():
             np.testing.assert_array_equal(vars(getattr(back, part))[name], np.stack([value, 2 * value]))
+
+
+def test_foregrounds_by_hand_in_both_meanings():
+    """a: alike; b: half of two squares; c: nothing on either side; d: a cell and no prediction; e: the other way round."""
+    report = evaluate([*by_hand(), ("e", "dark", NONE, ONE)], resamples=20)
+    scores = {name: entry["mean"]["value"] for name, entry in report.overall["scores"].items()}
+    each = [image["scores"] for image in report.images]
+    height, width = ONE.shape
+    diagonal = np.hypot(height, width)
+    assert each[0]["HD95"] == 0 and np.isnan(each[2]["HD95"]) and each[3]["HD95"] == each[4]["HD95"] == pytest.approx(diagonal)
+    assert scores["HD95"] == pytest.approx((0 + each[1]["HD95"] + 2 * diagonal) / 4) and each[1]["HD95"] > 10
+    assert report.overall["scores"]["HD95"]["pooled"]["value"] == pytest.approx(scores["HD95"])
+    assert [e["images IoU@0.5"] for e in each][:2] == [1, 1] and scores["images IoU@0.5"] == 2 / 4
+    assert scores["images IoU@0.75"] == 1 / 4
+    assert [e["MorphoSeg DSC"] for e in each] == pytest.approx([1, 2 / 3, 0, 0, 1])
+    assert [e["MorphoSeg HD95"] for e in each] == pytest.approx([0, each[1]["HD95"], 0, 0, 0])
+    assert scores["MorphoSeg IoU@0.5"] == pytest.approx(3 / 5) and scores["MorphoSeg IoU@0.9"] == pytest.approx(2 / 5)
+    assert scores["MorphoSeg mAP"] == pytest.approx((3 + 2 + 2) / 15)
 
 
 def test_scores_agree_with_their_source():

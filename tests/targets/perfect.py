@@ -54,5 +54,9 @@ def _maunet(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
     return outputs | ({"distance": target["distance"]} if config.model.distance else {})
 
 
+def _morphoseg(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
+    return {"classes": np.where(target["classes"][..., None] == np.arange(2), 10, -10).astype(np.float32)}
+
+
 PERFECT_OUTPUTS: dict[str, Callable[[Mapping[str, np.ndarray], Any], Arrays]] = {
-    "contour_proposal": _contour_proposal, "maunet": _maunet, "mesmer": _mesmer}
+    "contour_proposal": _contour_proposal, "maunet": _maunet, "mesmer": _mesmer, "morphoseg": _morphoseg}

@@ -94,9 +94,9 @@ def test_four_devices_compute_what_one_computes():
 
 
 def test_the_train_step_augments_the_image_alone_and_leaves_the_objectives_randomness_as_it_was():
-    def objective(params, batch_stats, batch, rng):
+    def objective(params, carried, batch, rng):
         terms = {"image": batch["image"].mean(), "other": batch["other"].mean(), "draw": jax.random.uniform(rng)}
-        return params["kernel"].sum() * terms["image"], (terms, batch_stats)
+        return params["kernel"].sum() * terms["image"], (terms, carried)
 
     def metrics(augment, steps=2):
         mesh = make_mesh(jax.devices()[:4])

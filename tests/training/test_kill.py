@@ -18,18 +18,19 @@ ROOT = Path(__file__).parent.parent.parent
 STEPS = 40
 
 
-def command(workdir: Path, *extra: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/contour_proposal.py:toy"), "--workdir",
-            str(workdir), f"--config.train.steps={STEPS}", *extra]
+def command(workdir: Path, *extra: str, system: str = "contour_proposal", steps: int = STEPS) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / f"configs/{system}.py:toy"), "--workdir",
+            str(workdir), f"--config.train.steps={steps}", *extra]
 
 
 def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}     # one device, as a user has
 
 
-def finish(workdir: Path, *extra: str) -> str:
+def finish(workdir: Path, *extra: str, system: str = "contour_proposal", steps: int = STEPS) -> str:
     """The state's digest after a run that is left alone."""
-    result = subprocess.run(command(workdir, *extra), env=environment(), capture_output=True, text=True)
+    arguments = command(workdir, *extra, system=system, steps=steps)
+    result = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return digest(result.stdout)
 
@@ -67,6 +68,21 @@ def test_five_kills_change_nothing(uninterrupted, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert finish(tmp_path) == uninterrupted
+
+
+@pytest.mark.slow
+def test_queues_of_virtual_outliers_survive_a_kill(tmp_path):
+    run = {"system": "morphoseg", "steps": 12}
+    whole = finish(tmp_path / "whole", **run)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(killed, "--config.train.log_every=1", **run), env=environment(), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while process.poll() is None and last_step(killed) < 8:     # a checkpoint is written after every fifth step
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finish(killed, **run) == whole
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from jaxcell.system import System
 from jaxcell.training.mesh import make_mesh, shard_batch
-from jaxcell.training.objectives import NETWORKS, cross_supervised, supervised
+from jaxcell.training.objectives import NETWORKS, carried_of, cross_supervised, supervised
 from jaxcell.training.optimizer import clip_each, make_optimizer
 from jaxcell.training.state import init_state
 from jaxcell.training.step import make_train_step
@@ -118,7 +118,7 @@ def test_two_networks_teach_each_other_without_gradient_into_the_teacher():
 
     def agreement_of_the_first(second):
         params = {**fresh.params, "second": second}
-        _, (terms, _) = objective(params, fresh.batch_stats, batch(), jax.random.PRNGKey(0))
+        _, (terms, _) = objective(params, carried_of(fresh), batch(), jax.random.PRNGKey(0))
         return terms["first/consistency/agree"]
 
     gradient = jax.grad(agreement_of_the_first)(fresh.params["second"])

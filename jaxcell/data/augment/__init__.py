@@ -23,8 +23,10 @@ from jaxcell.data.augment.intensity import (
 )
 from jaxcell.data.augment.mixing import Draw, Mix, MixSteps, apply_mix, copy_paste, mosaic, soft_edges
 from jaxcell.data.augment.policies import POLICIES, Policy, apply_steps, cut
+from jaxcell.data.augment.whole import rotate_nearest, training_item, turn_and_mirror, zoom_to_square
 
 __all__ = ["POLICIES", "Augmentation", "Draw", "Geometry", "Mix", "MixSteps", "Policy", "Steps", "add_noise", "apply_mix",
            "apply_steps", "blur", "change_contrast", "change_gamma", "coarse_dropout", "color_map", "copy_paste", "cut", "flip",
            "in_place", "mosaic", "on_color", "on_gray", "random_crop", "rescale", "rescale_to_cells", "rotate90",
-           "shift_histogram", "shift_hsv", "shuffle_channels", "smooth", "soft_edges", "warp"]
+           "rotate_nearest", "shift_histogram", "shift_hsv", "shuffle_channels", "smooth", "soft_edges", "training_item",
+           "turn_and_mirror", "warp", "zoom_to_square"]

@@ -21,7 +21,8 @@ import numpy as np
 from jaxcell.data.augment.arrays import Augmentation, by_channels, cell_windows, on_arrays
 from jaxcell.types import Sample
 
-__all__ = ["Geometry", "draw_geometry", "flip", "in_place", "random_crop", "rescale", "rescale_to_cells", "rotate90", "warp"]
+__all__ = ["Geometry", "draw_geometry", "flip", "in_place", "random_crop", "rescale", "rescale_to_cells", "rotate90",
+           "scale_image", "scale_labels", "warp"]
 
 Geometry = Callable[[Sample, np.random.Generator, int], tuple[int, Augmentation]]
 
@@ -143,14 +144,22 @@ def _unchanged(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _scaled(sample: Sample, rng: np.random.Generator, *, factors: tuple[float, float]) -> Sample:
-    old = sample.image.shape[:2]
-    height, width = (max(round(side * factor), 1) for side, factor in zip(old, factors, strict=True))
-    method = cv2.INTER_AREA if height * width < old[0] * old[1] else cv2.INTER_LINEAR
-    image = by_channels(sample.image, lambda part: cv2.resize(part, (width, height), interpolation=method))
-    # cv2.resize's nearest looks at a pixel's corner; the image is interpolated about its centre, and so must the labels be.
-    rows, columns = (((np.arange(new) + 0.5) * side / new).astype(int) for new, side in zip((height, width), old, strict=True))
-    labels, nuclei = (None if a is None else a.take(rows, axis=0).take(columns, axis=1) for a in (sample.labels, sample.nuclei))
-    return dataclasses.replace(sample, image=image, labels=labels, nuclei=nuclei)
+    height, width = (max(round(side * factor), 1) for side, factor in zip(sample.image.shape[:2], factors, strict=True))
+    labels, nuclei = (None if a is None else scale_labels(a, (height, width)) for a in (sample.labels, sample.nuclei))
+    return dataclasses.replace(sample, image=scale_image(sample.image, (height, width)), labels=labels, nuclei=nuclei)
+
+
+def scale_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[H, W, C] -> [h, w, C] of the same type (one that OpenCV scales): bilinear, areas averaged when it shrinks."""
+    method = cv2.INTER_AREA if shape[0] * shape[1] < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
+    return by_channels(image, lambda part: cv2.resize(part, shape[::-1], interpolation=method))
+
+
+def scale_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[H, W] or [H, W, D] -> [h, w] or [h, w, D]: the nearest pixel's, about centres as `scale_image` does."""
+    # (cv2.resize's nearest looks at a pixel's corner.)
+    rows, columns = (((np.arange(new) + 0.5) * side / new).astype(int) for new, side in zip(shape, labels.shape[:2], strict=True))
+    return labels.take(rows, axis=0).take(columns, axis=1)
 
 
 def _boxes(labels: np.ndarray | None) -> np.ndarray:

@@ -29,6 +29,7 @@ from jaxcell.data.augment.intensity import (
     smooth,
 )
 from jaxcell.data.augment.mixing import MixSteps, copy_paste, mosaic
+from jaxcell.data.augment.whole import training_item
 from jaxcell.types import Sample
 
 __all__ = ["POLICIES", "Policy", "apply_steps", "cut"]
@@ -142,6 +143,8 @@ POLICIES: Mapping[str, Policy] = {
         (0.0125, partial(rescale, factors=(224 / 1500,) * 2, least=1.0)),
         (0.007, partial(rescale, factors=(224 / 2000,) * 2, least=1.0)),
     ), after=((0.5, rotate90), (0.5, flip))),
+    # The same as released, for images that are cut into patches beforehand (`PatchSource`): every picture is shown whole.
+    "morphoseg_released": Policy(geometry=((1.0, training_item),)),
 
     # Source: the thesis, section 5.2 (random flip, coarse dropout, easy elastic deformation), which gives no amounts.
     # Departs: the amounts are ours (the author's later code, IAUNet@05d5278, displaces by fractions of a pixel); no resizing of

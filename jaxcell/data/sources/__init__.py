@@ -27,6 +27,7 @@ from jaxcell.data.sources.livecell import LiveCellSource
 from jaxcell.data.sources.neurips2022 import Neurips2022Source
 from jaxcell.data.sources.nt2 import Nt2Source
 from jaxcell.data.sources.omnipose import OmniposeSource
+from jaxcell.data.sources.patches import PatchSource
 from jaxcell.data.sources.sartorius import SartoriusSource
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.data.sources.tfds import TfdsSource
@@ -58,7 +59,8 @@ def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cac
 
     Args:
       specs: name -> {"kind": an entry of SOURCES, and that source's own arguments}; of every kind also "repeat": how often a
-        sample counts, "every": n takes each n-th sample, "except_every": n the others, "hide_labels": as if without annotation.
+        sample counts, "every": n takes each n-th sample, "except_every": n the others, "hide_labels": as if without annotation,
+        "cut": the arguments of `PatchSource`, which cuts the images into patches.
       root: folder that relative "root", "image_dir" and "annotations" start from.
       cache_gb: memory for decoded samples, shared evenly. Each worker process may fill as much again.
       disk_cache: folder for decoded samples, "" for none; see `DiskCache`. It pays where the samples exceed the memory, or
@@ -77,6 +79,7 @@ def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cac
         options = dict(spec)
         kind, repeat = options.pop("kind"), options.pop("repeat", 1)
         every, others, hide_labels = options.pop("every", 1), options.pop("except_every", 0), options.pop("hide_labels", False)
+        cut = options.pop("cut", None)
         if kind not in SOURCES:
             raise ValueError(f"source {name!r}: kind {kind!r} is unknown; known are {', '.join(sorted(SOURCES))}.")
         paths = {key: Path(root) / options[key] for key in sorted(PATHS & set(options))}
@@ -96,6 +99,14 @@ def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cac
             source = SelectedSource(source, [i for i in numbers if i % every == 0 and not (others and i % others == 0)])
         if hide_labels:
             source = UnlabelledSource(source)
-        parts.append(CachedSource(source, max_bytes=int(cache_gb * 2**30 / len(specs))))
+        source = CachedSource(source, max_bytes=int(cache_gb * 2**30 / len(specs)))
+        parts.append(source if cut is None else _cut(source, dict(cut), name))
         repeats.append(repeat)
     return ConcatSource(parts, repeats=repeats)
+
+
+def _cut(source: Source, options: dict[str, Any], name: str) -> Source:
+    try:
+        return PatchSource(source, **options)
+    except TypeError as error:
+        raise ValueError(f"source {name!r}: cut: {error}; see jaxcell/data/sources/patches.py.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ from jaxcell.data.images import (
     stem_of,
 )
 from jaxcell.data.labels import CODINGS, LABEL_SUFFIXES, read_labels
-from jaxcell.data.sources.paired import Entry, PairedSource, name_some
+from jaxcell.data.sources.paired import Entry, PairedSource, held_out, name_some
 from jaxcell.data.sources.tables import read_table
 
 __all__ = ["FolderSource"]
@@ -34,7 +33,6 @@ LABEL_ENDINGS = (*ANNOTATION_ENDINGS, "_rois", "_RoiSet")
 OUTLINES = tuple(suffix for suffix in LABEL_SUFFIXES if suffix not in SUFFIXES)     # files that are never images
 UNSURE = (".zip", ".json")      # beside the images these may be anything: only those named like a label are labels
 SPLITS = ("train", "val", "test", "unlabelled", "")
-HELD_OUT = 5        # about one image in so many is for validation
 
 
 class FolderSource(PairedSource):
@@ -167,14 +165,7 @@ def _from_folders(root: Path, split: str) -> list[Entry]:
 
 def _held_out(entries: list[Entry]) -> list[Entry]:
     """The entries with the split "train" or "val" that their names decide."""
-    def rank(entry: Entry) -> tuple[int, int]:
-        checksum = zlib.crc32(entry.name.encode())
-        return checksum % HELD_OUT, checksum
-
-    ranked = sorted(entries, key=rank)
-    held = {entry.name for entry in ranked if rank(entry)[0] == 0} or {ranked[0].name}
-    if len(held) == len(ranked):
-        held.remove(ranked[-1].name)
+    held = held_out([entry.name for entry in entries])
     return [replace(entry, split="val" if entry.name in held else "train") for entry in entries]
 
 

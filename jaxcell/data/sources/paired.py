@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from jaxcell.data.images import open_image, stem_of
 from jaxcell.data.labels import read_labels
 from jaxcell.types import Sample
 
-__all__ = ["Entry", "PairedSource", "ReadLabels", "check_pairs", "keyed", "name_some", "need_folder", "split_folders"]
+__all__ = ["Entry", "PairedSource", "ReadLabels", "check_pairs", "held_out", "keyed", "name_some", "need_folder",
+           "split_folders"]
+
+HELD_OUT = 5        # about one name in so many is for validation
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,20 @@ def check_pairs(images: Mapping[str, Path], labels: Mapping[str, Path], *, layou
     if orphans := [label for key, label in labels.items() if key not in images]:
         raise ValueError(f"{orphans[0].parent}: labels without an image: {name_some(orphans)}; {layout}. Add the images or "
                          "remove the labels.")
+
+
+def held_out(names: Iterable[str]) -> set[str]:
+    """About every fifth of some names, for validation; which, each name's checksum decides, whatever the others are.
+
+    Of two names or more at least one is held out, and not all.
+    """
+    def rank(name: str) -> tuple[int, int]:
+        checksum = zlib.crc32(name.encode())
+        return checksum % HELD_OUT, checksum
+
+    ranked = sorted(names, key=rank)
+    held = {name for name in ranked if rank(name)[0] == 0} or set(ranked[:1])
+    return held - {ranked[-1]} if len(held) == len(ranked) else held
 
 
 def name_some(names: Sequence[str | Path]) -> str:
