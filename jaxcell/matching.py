@@ -1,8 +1,8 @@
 """Which query answers for which cell: scores of all pairs, and the one-to-one choice of the largest sum.
 
 An image has N queries and up to M cells (rows that hold no cell are padding). Two solvers give the same sum: scipy's, called on
-the host, and one of plain array operations that stays on the device. Both run once on every device's own share of the batch, so that
-nothing is gathered: the arrays carry the mesh they lie on. Neither has a gradient.
+the host, and one of plain array operations that stays on the device. Both run once on every device's own share of the batch, so
+that nothing is gathered: the arrays carry the mesh they lie on. Neither has a gradient.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pair_scores(dice: jax.Array, confidence: jax.Array, *, weight: float = 0.8) 
 
     Args:
       dice: [B, N, M] in [0, 1].
-      confidence: [B, N] in [0, 1], the probability that a query is a cell.
+      confidence: [B, N, M] in [0, 1], the probability that a query is of a cell's class; [B, N, 1] where there is but one.
       weight: lambda of the thesis, in [0, 1].
 
     Returns:
@@ -50,7 +50,7 @@ def pair_scores(dice: jax.Array, confidence: jax.Array, *, weight: float = 0.8) 
 
     Source: the thesis, equation 4.11, and 4.10 whose "argmin" is of a product of scores; SparseInst@a895019, sparseinst/loss.py.
     """
-    return dice ** weight * confidence[:, :, None] ** (1 - weight)
+    return dice ** weight * confidence ** (1 - weight)
 
 
 def assign(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -61,8 +61,8 @@ def assign(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
       present: [B, M] bool, the rows that hold a cell.
 
     Returns:
-      [B, M] int32, the query of each cell; -1 in rows without a cell, and of the cells that were left over where there are more of
-      them than queries.
+      [B, M] int32, the query of each cell; -1 in rows without a cell, and of the cells that were left over where there are more
+      of them than queries.
 
     Source: scipy.optimize.linear_sum_assignment(maximize=True), as SparseInst calls it.
     """
@@ -95,8 +95,8 @@ def match_on_device(scores: jax.Array, present: jax.Array) -> jax.Array:
       Departs: cells whose best query no other cell has as its best one are given to it beforehand, all at once.
     """
     if scores.shape[2] > scores.shape[1]:
-        raise ValueError(f"match_on_device: {scores.shape[2]} cells for {scores.shape[1]} queries; every cell needs a query of its "
-                         "own. Give the network more queries, or match on the host.")
+        raise ValueError(f"match_on_device: {scores.shape[2]} cells for {scores.shape[1]} queries; every cell needs a query of "
+                         "its own. Give the network more queries, or match on the host.")
     return _on_every_device(jax.vmap(_assign_one), scores, present)
 
 

@@ -113,7 +113,7 @@ def test_dice_and_pair_scores_by_hand():
     masks = np.asarray([[[[1, 1], [0, 0]]]], np.float32)
     dice = dice_scores(probabilities, masks)
     np.testing.assert_allclose(dice, [[[2 * 1.5 / (1.25 + 2 + 1e-4)], [0]]], rtol=1e-6)
-    np.testing.assert_allclose(pair_scores(dice, np.asarray([[0.25, 0.5]])), [[[dice[0, 0, 0] ** 0.8 * 0.25 ** 0.2], [0]]],
+    np.testing.assert_allclose(pair_scores(dice, np.asarray([[[0.25], [0.5]]])), [[[dice[0, 0, 0] ** 0.8 * 0.25 ** 0.2], [0]]],
                                rtol=1e-6)
 
 
