@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["adaptive_average_pool", "average_pool", "max_pool", "resize_bilinear", "resize_nearest"]
+__all__ = ["adaptive_average_pool", "average_pool", "max_pool", "resize_bilinear", "resize_bilinear_corners", "resize_nearest"]
 
 
 @jax.named_scope("max_pool")
@@ -137,25 +137,69 @@ def resize_bilinear(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return x
 
 
-def _lerp(x: jax.Array, factor: int, axis: int) -> jax.Array:
-    """Enlarges one axis by a whole factor."""
+@jax.named_scope("resize_bilinear_corners")
+def resize_bilinear_corners(x: jax.Array, factor: int) -> jax.Array:
+    """Linear interpolation in which first and last pixels keep their places: PyTorch's "bilinear" with align_corners=True.
+
+    Doubling (the common case) is written as lerps of shifted copies; other factors, of which there are many phases, as matrices.
+
+    Args:
+      x: [B, H, W, C].
+      factor: of both axes.
+
+    Returns:
+      [B, factor * H, factor * W, C]; output i of an axis of n pixels lies at i * (n - 1) / (factor * n - 1).
+    """
+    for axis in (1, 2) if factor > 1 else ():
+        have = x.shape[axis]
+        if factor == 2:
+            x = _double(x, axis)
+        else:
+            x = _apply_matrix(x, _linear_matrix(np.arange(factor * have) * (have - 1) / (factor * have - 1), have), axis)
+    return x
+
+
+def _double(x: jax.Array, axis: int) -> jax.Array:
+    """Enlarges one axis twice: output 2 k lies k / (2 n - 1) before pixel k, output 2 k + 1 lies (n - 1 - k) / (2 n - 1) behind it."""
+    have, (before, after) = x.shape[axis], _neighbours(x, axis)
+    back = jnp.asarray(np.arange(have) / (2 * have - 1), x.dtype).reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    on = jnp.flip(back, 0)
+    return _interleave([x + back * (before - x), x + on * (after - x)], axis)
+
+
+def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The pixel before each one and the one after, borders repeated."""
     length = x.shape[axis]
     first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, length - 1, length, axis=axis)
-    before = jnp.concatenate([first, lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis)
-    after = jnp.concatenate([lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
+    return (jnp.concatenate([first, lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis),
+            jnp.concatenate([lax.slice_in_dim(x, 1, length, axis=axis), last], axis))
+
+
+def _interleave(phases: Sequence[jax.Array], axis: int) -> jax.Array:
+    shape = phases[0].shape
+    return jnp.stack(phases, axis + 1).reshape(*shape[:axis], shape[axis] * len(phases), *shape[axis + 1:])
+
+
+def _lerp(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    """Enlarges one axis by a whole factor."""
+    before, after = _neighbours(x, axis)
     phases = []
     for phase in range(factor):
         shift = (phase + 0.5) / factor - 0.5
         phases.append(x * (1 + shift) - before * shift if shift < 0 else x * (1 - shift) + after * shift)
-    return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], length * factor, *x.shape[axis + 1:])
+    return _interleave(phases, axis)
 
 
 def _bilinear_matrix(have: int, want: int) -> np.ndarray:
     """[want, have] weights of linear interpolation between pixel centres."""
-    source = np.maximum((np.arange(want) + 0.5) * have / want - 0.5, 0)
+    return _linear_matrix(np.maximum((np.arange(want) + 0.5) * have / want - 0.5, 0), have)
+
+
+def _linear_matrix(source: np.ndarray, have: int) -> np.ndarray:
+    """[want, have] weights of linear interpolation at the places `source` [want], in pixels from the first one's centre."""
     low = np.minimum(source.astype(np.int64), have - 1)
     high = np.minimum(low + 1, have - 1)
-    matrix = np.zeros((want, have))
-    np.add.at(matrix, (np.arange(want), low), 1 - (source - low))
-    np.add.at(matrix, (np.arange(want), high), source - low)
+    matrix, rows = np.zeros((len(source), have)), np.arange(len(source))
+    np.add.at(matrix, (rows, low), 1 - (source - low))
+    np.add.at(matrix, (rows, high), source - low)
     return matrix
