@@ -18,6 +18,8 @@ from scipy.optimize import linear_sum_assignment
 
 __all__ = ["MATCHERS", "assign", "dice_scores", "match_on_device", "match_on_host", "pair_scores"]
 
+State = tuple[jax.Array, ...]
+
 
 def dice_scores(probabilities: jax.Array, masks: jax.Array) -> jax.Array:
     """How well every query's mask covers every cell: 2 sum(p g) / (sum(p^2) + sum(g^2) + 1e-4).
@@ -137,7 +139,7 @@ def _assign_one(scores: jax.Array, present: jax.Array) -> jax.Array:
     state = (jnp.min(cost, axis=1), jnp.zeros(queries), jnp.where(chosen, best, -1).astype(jnp.int32),
              jnp.where(first < cells, first, -1).astype(jnp.int32))
 
-    def add(cell: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def add(cell: jax.Array, state: State) -> State:
         cell_price, query_price, query_of, cell_of = state
         needed = present[cell] & (query_of[cell] < 0)
         via, length, seen, end, total = _shortest_path(cost, cell_price, query_price, cell_of, cell, needed)
@@ -153,7 +155,7 @@ def _assign_one(scores: jax.Array, present: jax.Array) -> jax.Array:
 
 
 def _shortest_path(cost: jax.Array, cell_price: jax.Array, query_price: jax.Array, cell_of: jax.Array, cell: jax.Array,
-                   needed: jax.Array) -> tuple[jax.Array, ...]:
+                   needed: jax.Array) -> State:
     """The cheapest way from `cell` to a free query, over queries whose cells would have to move (Dijkstra).
 
     Returns:
@@ -162,10 +164,10 @@ def _shortest_path(cost: jax.Array, cell_price: jax.Array, query_price: jax.Arra
     """
     queries = len(query_price)
 
-    def going(state: tuple[jax.Array, ...]) -> jax.Array:
+    def going(state: State) -> jax.Array:
         return state[-1]
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: State) -> State:
         via, length, seen, at, _, total, _ = state
         reached = total + cost[at] - cell_price[at] - query_price
         shorter = ~seen & (reached < length)
@@ -174,8 +176,8 @@ def _shortest_path(cost: jax.Array, cell_price: jax.Array, query_price: jax.Arra
         nearest = jnp.argmin(open_length).astype(jnp.int32)
         return (via, length, seen.at[nearest].set(True), cell_of[nearest], nearest, open_length[nearest], cell_of[nearest] >= 0)
 
-    start = (jnp.full(queries, -1, jnp.int32), jnp.full(queries, jnp.inf), jnp.zeros(queries, bool), cell.astype(jnp.int32),
-             jnp.int32(0), jnp.float32(0), needed)
+    nobody, far, zero = jnp.full(queries, -1, jnp.int32), jnp.full(queries, jnp.inf), jnp.zeros((), jnp.int32)
+    start: State = nobody, far, jnp.zeros(queries, bool), cell.astype(jnp.int32), zero, jnp.zeros(()), needed
     via, length, seen, _, end, total, _ = jax.lax.while_loop(going, step, start)
     return via, jnp.where(seen, length, 0.0), seen, end, total
 
@@ -183,13 +185,15 @@ def _shortest_path(cost: jax.Array, cell_price: jax.Array, query_price: jax.Arra
 def _swapped(via: jax.Array, query_of: jax.Array, cell_of: jax.Array, cell: jax.Array, end: jax.Array, needed: jax.Array
              ) -> tuple[jax.Array, jax.Array]:
     """The pairs after every cell on the way back from `end` to `cell` has moved one query on."""
-    def going(state: tuple[jax.Array, ...]) -> jax.Array:
+    def going(state: State) -> jax.Array:
         return state[-1]
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: State) -> State:
         query_of, cell_of, query, _ = state
         mover = via[query]
         before = query_of[mover]
         return query_of.at[mover].set(query), cell_of.at[query].set(mover), before, mover != cell
 
-    return jax.lax.while_loop(going, step, (query_of, cell_of, end, needed))[:2]
+    start: State = query_of, cell_of, end, needed
+    query_of, cell_of, _, _ = jax.lax.while_loop(going, step, start)
+    return query_of, cell_of

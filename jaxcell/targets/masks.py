@@ -51,7 +51,8 @@ def annotated_pixels(labels: np.ndarray) -> np.ndarray:
     Returns:
       [H, W] float32.
     """
-    return ((labels >= 0).all(-1) | (labels > 0).any(-1)).astype(np.float32)
+    known = (labels.min(axis=-1) >= 0) | (labels.max(axis=-1) > 0)
+    return known.astype(np.float32)
 
 
 def refuse_crowd(sample: Sample, rng: np.random.Generator, most: int) -> Sample:
@@ -84,13 +85,14 @@ def shrink_to_fit(sample: Sample, rng: np.random.Generator, most: int) -> Sample
     """
     assert sample.labels is not None
     height, width = sample.labels.shape[:2]
-    sides, window = np.asarray([height, width]), np.s_[:height, :width]
+    sides = np.asarray([height, width])
+    window: tuple[slice, slice] = slice(height), slice(width)
     while len(cell_ids(sample.labels[window])) > most:
         if sides.max() == 1:
             raise ValueError(f"sample {sample.name!r}: a pixel lies in more than {most} cells; use a network with more queries.")
         sides = np.maximum((SHRINK * sides).astype(int), 1)
         y, x = (int(rng.integers(size - side + 1)) for size, side in zip((height, width), sides.tolist(), strict=True))
-        window = np.s_[y:y + int(sides[0]), x:x + int(sides[1])]
+        window = slice(y, y + int(sides[0])), slice(x, x + int(sides[1]))
 
     def alone(array: np.ndarray) -> np.ndarray:
         result = np.zeros_like(array)

@@ -40,7 +40,7 @@ def distance_to_border(cell: np.ndarray) -> np.ndarray:
 
 
 def glow_around_cells(cells: np.ndarray, *, sigma: float = 0.1) -> np.ndarray:
-    """The author's later weights of a mask's pixels: 0.2 close around the cell, 0.7 in it and far away, 1 where others overlap it.
+    """The author's later weights of a mask's pixels: 0.2 close around the cell, 0.7 in it and far off, 1 where others overlap it.
 
     Args:
       cells: [M, H, W] bool, each with a pixel at least.

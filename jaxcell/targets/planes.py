@@ -16,7 +16,7 @@ WIDTH = 3       # pixels of a border, across
 
 def cytoplasm_plane(labels: np.ndarray, nuclei: np.ndarray | None) -> np.ndarray:
     """The whole cells, their nuclei included: [H, W, D] int32 -> [H, W] bool."""
-    return (labels > 0).any(-1)
+    return labels.max(axis=-1) > 0
 
 
 def background_plane(labels: np.ndarray, nuclei: np.ndarray | None) -> np.ndarray:
