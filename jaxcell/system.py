@@ -45,6 +45,8 @@ class System:
       teaching: how it learns from a teacher's predictions, or None.
       consistency: (outputs, another network's outputs) -> dict of weighted scalar terms that ask the first to agree with the
         second on images without annotation, or None.
+      planes: host; (outputs, with any leading axes) -> probabilities [..., H, W, 1] by name (a key of `targets.planes.PLANES`),
+        for networks that say what lies where besides finding cells, or None.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
     """
 
@@ -55,4 +57,5 @@ class System:
     divisor: int
     teaching: Teaching | None = None
     consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
+    planes: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None

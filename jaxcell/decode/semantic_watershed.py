@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from jaxcell.decode.components import instances_from_labels, relabel, remove_sma
 from jaxcell.decode.watershed import h_maxima, seeded_watershed
 from jaxcell.types import Instances
 
-__all__ = ["MARKERS", "decode_planes", "markers_in_the_middle", "markers_of_nuclei"]
+__all__ = ["MARKERS", "decode_planes", "markers_in_the_middle", "markers_of_nuclei", "plane_probabilities"]
 
 
 def markers_in_the_middle(depth: np.ndarray, nuclei: np.ndarray | None, *, prominence: float, radius: int) -> np.ndarray:
@@ -47,6 +47,11 @@ MARKERS: Mapping[str, Callable[..., np.ndarray]] = {"middle": markers_in_the_mid
 """name -> (depth, nuclei, prominence, radius) -> where a cell begins [H, W] bool."""
 
 
+def plane_probabilities(outputs: Mapping[str, np.ndarray], *, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The planes that a network draws: logits [..., H, W, 1] -> name -> probabilities [..., H, W, 1]; others are left out."""
+    return {name: expit(outputs[name]) for name in names}
+
+
 def decode_planes(outputs: Mapping[str, np.ndarray], *, threshold: float = 0.5, markers: str = "middle", prominence: float = 1.0,
                   radius: int = 2, smoothing: float = 1.0, least_pixels: int = 15) -> Instances:
     """The cells of one region by a watershed of the distance to the edge of what is cell and no border.
@@ -70,7 +75,8 @@ def decode_planes(outputs: Mapping[str, np.ndarray], *, threshold: float = 0.5, 
     """
     if markers not in MARKERS:
         raise ValueError(f"decode_planes: markers={markers!r} is unknown; known are {', '.join(MARKERS)}.")
-    planes = {name: expit(value[..., 0]) for name, value in outputs.items() if name in ("cytoplasm", "border", "nuclei")}
+    names = [name for name in ("cytoplasm", "border", "nuclei") if name in outputs]
+    planes = {name: value[..., 0] for name, value in plane_probabilities(outputs, names=names).items()}
     above = {name: value > threshold for name, value in planes.items()}
     inside = above["cytoplasm"]
     core = inside & ~above["border"] if "border" in above else inside

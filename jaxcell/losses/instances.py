@@ -5,7 +5,7 @@ N queries, M places for cells; `queries` [B, M] names the query of each cell and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import chex
 import jax
@@ -29,13 +29,15 @@ OBJECTNESS_ERRORS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 """name -> (logits, IoU) -> error: SparseInst's, the thesis' equation 5.2 of a probability, and of the output as it is."""
 
 
-def resize_masks(masks: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def resize_masks(masks: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Masks [B, M, H, W] at another size [B, M, h, w], bilinear between pixel centres (so 0 and 1 become soft), float32.
 
     Source: PyTorch's interpolate(mode="bilinear", align_corners=False), as SparseInst calls it: nothing is smoothed beforehand.
     """
     masks = masks.astype(jnp.float32)
-    return masks if masks.shape[2:] == shape else jax.image.resize(masks, (*masks.shape[:2], *shape), "linear", antialias=False)
+    if masks.shape[2:] == tuple(shape):
+        return masks
+    return jax.image.resize(masks, (*masks.shape[:2], *shape), "linear", antialias=False)
 
 
 def of_cells(values: jax.Array, queries: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from jaxcell.geometry.labels import cell_ids
+from jaxcell.geometry.labels import cell_ids, windows
 
 __all__ = ["LOW", "OVERLAP_MAPS", "around_overlaps", "away_from_nucleus", "away_from_nuclei", "distance_to_border",
            "glow_around_cells", "near_borders", "nuclei_and_overlaps", "overlap_map", "shared_pixels"]
@@ -35,8 +35,7 @@ def distance_to_border(cell: np.ndarray) -> np.ndarray:
     Returns:
       [H, W] float64, pixels.
     """
-    inside = cv2.erode(cell.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    return _distance_to(cell & ~inside)
+    return _distance_to(_border(cell))
 
 
 def glow_around_cells(cells: np.ndarray, *, sigma: float = 0.1) -> np.ndarray:
@@ -61,16 +60,24 @@ def glow_around_cells(cells: np.ndarray, *, sigma: float = 0.1) -> np.ndarray:
 
 def _distance_to(pixels: np.ndarray) -> np.ndarray:
     """Every pixel's Euclidean distance to the nearest of `pixels` [H, W] bool, at least one of them; float64, pixels."""
+    return np.sqrt(_squares_to(pixels).astype(np.float64))
+
+
+def _squares_to(pixels: np.ndarray) -> np.ndarray:
+    """The same squared, float32."""
     # OpenCV's last digit changes from call to call, and a resumed run must be the same to the bit; its squares are whole numbers.
-    squares = np.square(cv2.distanceTransform((~pixels).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
-    return np.sqrt(np.rint(squares).astype(np.float64))
+    return np.rint(np.square(cv2.distanceTransform((~pixels).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)))
 
 
-def _distances_to_centre(nucleus: np.ndarray) -> np.ndarray:
-    """Every pixel's distance to the centroid of a nucleus [H, W] bool; float64, pixels."""
-    y, x = (axis.mean() for axis in np.nonzero(nucleus))
-    rows, columns = (np.arange(side) for side in nucleus.shape)
-    return np.hypot((rows - y)[:, None], (columns - x)[None])
+def _border(cell: np.ndarray) -> np.ndarray:
+    """A cell's outermost pixels; [H, W] bool -> the same. Beyond the image nothing is the cell's."""
+    inside = cv2.erode(cell.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    return cell & ~inside
+
+
+def _centre(nucleus: np.ndarray) -> tuple[float, float]:
+    y, x = np.nonzero(nucleus)
+    return float(y.mean()), float(x.mean())
 
 
 def _relative(values: np.ndarray, largest: float) -> np.ndarray:
@@ -90,8 +97,9 @@ def away_from_nucleus(cells: np.ndarray, nuclei: np.ndarray) -> np.ndarray:
     result = np.zeros(cells.shape[1:])
     for cell, nucleus in zip(cells, nuclei, strict=True):
         if cell.any() and nucleus.any():
-            away = _distances_to_centre(nucleus)
-            result = np.maximum(result, np.where(cell, _relative(away, away[cell].max()), 0))
+            at, (y, x) = np.nonzero(cell), _centre(nucleus)
+            away = np.hypot(at[0] - y, at[1] - x)
+            result[at] = np.maximum(result[at], _relative(away, away.max()))
     return np.where(cells.any(0) & ~nuclei.any(0), result, LOW)
 
 
@@ -99,9 +107,11 @@ def away_from_nuclei(cells: np.ndarray, nuclei: np.ndarray) -> np.ndarray:
     """v1: the same without the bounds of the cells, each relative to the farthest pixel of the image; `LOW` in nuclei only."""
     result = np.zeros(cells.shape[1:])
     for nucleus in nuclei[nuclei.any((1, 2))]:
-        away = _distances_to_centre(nucleus)
-        result = np.maximum(result, _relative(away, away.max()))
-    return np.where(nuclei.any(0), LOW, result)
+        rows, columns = (np.square(np.arange(side) - middle)
+                         for side, middle in zip(nucleus.shape, _centre(nucleus), strict=True))
+        farthest = rows.max() + columns.max()
+        result = np.maximum(result, _relative(rows, farthest)[:, None] + _relative(columns, farthest))
+    return np.where(nuclei.any(0), LOW, np.sqrt(result))
 
 
 def around_overlaps(cells: np.ndarray, nuclei: np.ndarray) -> np.ndarray:
@@ -127,11 +137,14 @@ def near_borders(cells: np.ndarray, nuclei: np.ndarray) -> np.ndarray:
 
     Source: the thesis, section 4.3 and equation 4.4.
     """
-    result = np.zeros(cells.shape[1:])
+    result, inside = np.full(cells.shape[1:], LOW), cells.any(0)
+    best = np.zeros(np.count_nonzero(inside))
     for cell in cells[cells.any((1, 2))]:
-        away = np.log1p(distance_to_border(cell))
-        result = np.maximum(result, 1 - _relative(away, away.max()))
-    return np.where(cells.any(0), np.where(shared_pixels(cells), 1.0, result), LOW)
+        squares = _squares_to(_border(cell))
+        away = np.log1p(np.sqrt(squares[inside].astype(np.float64)))
+        best = np.maximum(best, 1 - _relative(away, np.log1p(np.sqrt(np.float64(squares.max())))))
+    result[inside] = best
+    return np.where(shared_pixels(cells), 1.0, result)
 
 
 OVERLAP_MAPS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -160,7 +173,17 @@ def overlap_map(labels: np.ndarray, nuclei: np.ndarray | None, name: str) -> np.
         raise ValueError(f"overlap_map: {name!r} is unknown; known are {', '.join(OVERLAP_MAPS)}.")
     if nuclei is None and name in ("v0", "v1", "v3"):
         raise ValueError(f"overlap_map: {name!r} measures from nuclei, which this sample does not know; use v2 or v4.")
-    ids = cell_ids(labels)
-    cells = np.stack([(labels == number).any(-1) for number in ids]) if len(ids) else np.zeros((0, *labels.shape[:2]), bool)
-    cores = np.zeros_like(cells) if nuclei is None else nuclei[None] == ids[:, None, None]
+    rows = {number: row for row, number in enumerate(cell_ids(labels).tolist())}
+    cells = _by_cell(labels, rows)
+    cores = np.zeros_like(cells) if nuclei is None else _by_cell(nuclei[..., None], rows)
     return OVERLAP_MAPS[name](cells, cores)[..., None].astype(np.float32)
+
+
+def _by_cell(layers: np.ndarray, rows: Mapping[int, int]) -> np.ndarray:
+    """[H, W, D] int32 -> [M, H, W] bool, cell `id` in row `rows[id]`; ids without a row are left out."""
+    result = np.zeros((len(rows), *layers.shape[:2]), bool)
+    for plane in np.moveaxis(layers, -1, 0):
+        for number, window in windows(plane):
+            if number in rows:
+                result[rows[number]][window] |= plane[window] == number
+    return result

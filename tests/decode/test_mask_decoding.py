@@ -101,7 +101,7 @@ def test_unknown_rescoring():
 @pytest.mark.parametrize("markers", ["middle", "nuclei"])
 def test_watershed_of_perfect_planes_finds_cells_that_do_not_overlap(markers):
     part = SyntheticSource(4, size=128, seed=5, radius=(9, 12), coverage=(0.2, 0.3), clustering=0.0, overlap=0.0,
-                           kind="brightfield")[1]
+                           modality="brightfield")[1]
     planes = semantic_planes(part.labels, part.nuclei, ("cytoplasm", "nuclei", "border"))
     outputs = {name: SURE * (2 * plane - 1) for name, plane in planes.items()}
     found = decode_planes(outputs, markers=markers)

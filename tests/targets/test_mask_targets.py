@@ -51,7 +51,7 @@ def test_refusing_says_what_to_do():
 
 
 def test_shrinking_shows_a_window_and_nothing_beside_it():
-    sample = crowded(kind="brightfield")
+    sample = crowded(modality="brightfield")
     small = CROWD_RULES["shrink"](sample, np.random.default_rng(0), 10)
     assert small.image.shape == sample.image.shape and small.labels.shape == sample.labels.shape
     assert 0 < len(cell_ids(small.labels)) <= 10
