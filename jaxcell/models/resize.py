@@ -160,7 +160,7 @@ def resize_bilinear_corners(x: jax.Array, factor: int) -> jax.Array:
 
 
 def _double(x: jax.Array, axis: int) -> jax.Array:
-    """Enlarges one axis twice: output 2 k lies k / (2 n - 1) before pixel k, output 2 k + 1 lies (n - 1 - k) / (2 n - 1) behind it."""
+    """Enlarges one axis twice: output 2 k lies k / (2 n - 1) before pixel k, the next one (n - 1 - k) / (2 n - 1) behind it."""
     have, (before, after) = x.shape[axis], _neighbours(x, axis)
     back = jnp.asarray(np.arange(have) / (2 * have - 1), x.dtype).reshape(-1, *(1,) * (x.ndim - 1 - axis))
     on = jnp.flip(back, 0)

@@ -38,9 +38,9 @@ _MODULES: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     (r"middleSE", "encoder/bottom_se", _EXCITE),
     (r"up_conv_layers\.(\d+)", "instance_decoder/step{0}", _DOUBLE_CONV),
     (r"up_se_blocks\.(\d+)", "instance_decoder/step{0}_se", _EXCITE),
-    (r"up_conv_layers_overlap\.(\d+)", "overlaps_decoder/step{0}", _DOUBLE_CONV),
-    (r"up_se_blocks_overlap\.(\d+)", "overlaps_decoder/step{0}_se", _EXCITE),
-    (r"overlap_conv", "overlaps_head", _WHOLE),
+    (r"up_conv_layers_overlap\.(\d+)", "overlap_decoder/step{0}", _DOUBLE_CONV),
+    (r"up_se_blocks_overlap\.(\d+)", "overlap_decoder/step{0}_se", _EXCITE),
+    (r"overlap_conv", "overlap_head", _WHOLE),
     (r"up_conv_heads\.(?P<head>\d+)\.(\d+)", "{head}_decoder/step{1}", _DOUBLE_CONV),
     (r"up_se_heads\.(?P<head>\d+)\.(\d+)", "{head}_decoder/step{1}_se", _EXCITE),
     (r"mask_convs\.(?P<head>\d+)", "{head}_head", _WHOLE),
@@ -144,7 +144,7 @@ def load_sparse_seunet(state_dict: Mapping[str, np.ndarray], variables: Mapping[
     left = [name for name in state_dict if paths.get(name) not in expected and name.rpartition(".")[2] not in _IGNORED]
     missing = ["/".join(path) for path in expected if path not in set(paths.values())]
     if missing or left or wrong:
-        raise ValueError("load_sparse_seunet: the checkpoint is of another network; choose the levels, heads, branches and numbers "
-                         f"of channels that it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
+        raise ValueError("load_sparse_seunet: the checkpoint is of another network; choose the levels, heads, branches and features "
+                         f"that it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
                          f"{left or 'none'}; of another shape: {wrong or 'none'}.")
     return traverse_util.unflatten_dict(loaded)

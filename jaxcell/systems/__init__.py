@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcell.system import System
-from jaxcell.systems import contour_proposal, mesmer
+from jaxcell.systems import contour_proposal, mesmer, sparse_seunet
 
 __all__ = ["SYSTEMS", "build_system"]
 
 SYSTEMS: dict[str, Callable[[Any], System]] = {
     "contour_proposal": contour_proposal.build,
     "mesmer": mesmer.build,
+    "sparse_seunet": sparse_seunet.build,
 }
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from loader import Case
@@ -32,7 +31,7 @@ def sparse_network(case: Case) -> SparseSEUNet:
                    depth=1 if settings.get("fc", True) else 0)
     instances = partial(InstanceDecoder, head=head, branch=BRANCHES["multi" if settings.get("multi_level", True) else "single"],
                         mask_features=settings["kernel_dim"])
-    return SparseSEUNet(heads=("overlaps",) if overlap else (), condition="overlaps" if overlap else None, instances=instances,
+    return SparseSEUNet(heads=("overlap",) if overlap else (), condition="overlap" if overlap else None, instances=instances,
                         encoder=partial(SEUNetEncoder, levels=settings["n_levels"]),
                         branch_norm=None if settings.get("norm", True) else NoNorm)
 
@@ -82,8 +81,8 @@ def sparse(case: Case) -> dict[str, np.ndarray]:
     }
     if "step.0" in found.get("instance_branch", {}):
         results["inst_level0"] = nchw(found["instance_branch"]["step.0"][0])
-    if "overlaps" in outputs:
-        results["pred_overlaps"] = nchw(outputs["overlaps"])
+    if "overlap" in outputs:
+        results["pred_overlaps"] = nchw(outputs["overlap"])
     return results | published(case, {"batch_stats": statistics}, prefix="state_after/")
 
 
@@ -96,10 +95,11 @@ def semantic(case: Case) -> dict[str, np.ndarray]:
                                         "pred_semantic": nchw(np.concatenate([outputs[h] for h in network.heads], -1))}
 
 
-def published(case: Case, variables: Mapping[str, Any], *, heads: tuple[str, ...] = (), prefix: str = "") -> dict[str, np.ndarray]:
+def published(case: Case, variables: Mapping[str, Any], *, heads: tuple[str, ...] = (), prefix: str = ""
+              ) -> dict[str, np.ndarray]:
     """Variables of ours by the reference's names and in its layout."""
     flat = traverse_util.flatten_dict(dict(variables))
-    shapes = {name: shape for name, shape in dict(case.meta["parameters"]).items()}
+    shapes = dict(case.meta["parameters"])
     return {f"{prefix}{name}": there(name, np.asarray(flat[path])).reshape(shapes[name])
             for name, path in sparse_seunet_paths(shapes, heads=heads).items() if path in flat}
 
@@ -153,14 +153,16 @@ def se_block(case: Case) -> dict[str, np.ndarray]:
     network = SqueezeExcite(conv=Conv, reduction=case.constructor["reduction_factor"])
     weights = {"squeeze": "excite.0", "excite": "excite.2"}
     state = case.parameters()
-    params = {here: {"kernel": state[f"{name}.weight"].T[None, None], "bias": state[f"{name}.bias"]} for here, name in weights.items()}
+    params = {here: {"kernel": state[f"{name}.weight"].T[None, None], "bias": state[f"{name}.bias"]}
+              for here, name in weights.items()}
     y, sown = network.apply({"params": params}, nhwc(case.inputs["x"]), mutable="intermediates")
     return {"y": nchw(y), "scale": sown["intermediates"]["scale"][0]}
 
 
 ADAPTERS: dict[str, Callable[[Case], dict[str, Any]]] = {
     **{f"sparseseunet/net_{name}": sparse for name in (
-        "multilevel_full", "multilevel_small", "multilevel_sigmoid", "multilevel_nonorm", "multilevel_train", "singlelevel", "overlap")},
+        "multilevel_full", "multilevel_small", "multilevel_sigmoid", "multilevel_nonorm", "multilevel_train", "singlelevel",
+        "overlap")},
     **{f"sparseseunet/net_iam_{name}": activation_maps for name in ("base", "group", "group_soft")},
     "sparseseunet/net_semantic": semantic,
     "sparseseunet/fn_se_block": se_block,

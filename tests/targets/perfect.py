@@ -48,5 +48,12 @@ def _mesmer(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
     return {name: target[name] for name in config.model.heads}
 
 
+def _sparse_seunet(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
+    """Sure logits: a query for each place of a cell, and the planes."""
+    said = {"masks": target["masks"], "scores": target["present"]} if config.model.branches != "none" else {}
+    said |= {name: target[name] for name in config.model.heads}
+    return {name: np.where(value > 0, 10.0, -10.0).astype(np.float32) for name, value in said.items()}
+
+
 PERFECT_OUTPUTS: dict[str, Callable[[Mapping[str, np.ndarray], Any], Arrays]] = {
-    "contour_proposal": _contour_proposal, "mesmer": _mesmer}
+    "contour_proposal": _contour_proposal, "mesmer": _mesmer, "sparse_seunet": _sparse_seunet}

@@ -17,10 +17,11 @@ __all__ = ["SEUNetDecoder"]
 
 
 class SEUNetDecoder(nn.Module):
-    """From coarse to fine: enlarge twice, put every pixel's place in front, four convolutions, `SqueezeExcite`, append the skip.
+    """From coarse to fine: enlarge twice, put every pixel's place in front, convolutions, `SqueezeExcite`, append the skip.
 
     Attributes:
       width: channels of each step, to which those of the skip are added.
+      depth: convolutions of a step.
 
     Source: as `SEUNetEncoder`.
     Departs: places are put in front after the enlargement, not before; interpolation between corners keeps them as they are.
@@ -31,11 +32,12 @@ class SEUNetDecoder(nn.Module):
     norm: Part
     act: Callable[[jax.Array], jax.Array]
     width: int = 64
+    depth: int = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, skips: Sequence[jax.Array]) -> list[jax.Array]:
         """The bottleneck's features and the skips, fine to coarse -> features of each step, coarse to fine."""
-        block = partial(ConvBlock, self.width, conv=self.conv, norm=self.norm, act=self.act, depth=4, use_bias=True)
+        block = partial(ConvBlock, self.width, conv=self.conv, norm=self.norm, act=self.act, depth=self.depth, use_bias=True)
         steps = []
         for number, skip in enumerate(reversed(skips)):
             x = prepend_coordinates(resize_bilinear_corners(x, 2))

@@ -16,13 +16,14 @@ __all__ = ["SEUNetEncoder", "WindowPyramid"]
 
 
 class SEUNetEncoder(nn.Module):
-    """Levels of four convolutions and a `SqueezeExcite`, with 2x2 max pooling between; a bottleneck of the same form ends it.
+    """Levels of several convolutions and a `SqueezeExcite`, with 2x2 max pooling between; a bottleneck of the same form ends it.
 
     From the third level on the input is doubled: the pooled map of the level before, and the one before that pooled once more.
 
     Attributes:
       width: channels of every level.
       levels: without the bottleneck; level i has stride 2 ** i.
+      depth: convolutions of a level.
       windows: of the pyramid on each skip, see `WindowPyramid`; input sides divide by the largest times 2 ** (levels - 1).
       pyramid_features: channels of each window there.
 
@@ -35,6 +36,7 @@ class SEUNetEncoder(nn.Module):
     act: Callable[[jax.Array], jax.Array]
     width: int = 64
     levels: int = 5
+    depth: int = 4
     windows: tuple[int, ...] = (1, 2, 4, 8, 16)
     pyramid_features: int = 16
 
@@ -50,7 +52,7 @@ class SEUNetEncoder(nn.Module):
             raise ValueError(f"SEUNetEncoder: images of {x.shape[1]} x {x.shape[2]}; {self.levels} levels and windows up to "
                              f"{self.windows[-1]} need sides that divide by {divisor}. Choose config.data.crop and "
                              "config.inference.tile so.")
-        block = partial(ConvBlock, self.width, conv=self.conv, norm=self.norm, act=self.act, depth=4, use_bias=True)
+        block = partial(ConvBlock, self.width, conv=self.conv, norm=self.norm, act=self.act, depth=self.depth, use_bias=True)
         pyramid = partial(WindowPyramid, conv=self.conv, norm=self.norm, act=self.act, windows=self.windows,
                           features=self.pyramid_features)
         features: list[jax.Array] = []
@@ -88,6 +90,7 @@ class WindowPyramid(nn.Module):
         maps, means, size = [x], x, 1
         for window in self.windows:
             means, size = average_pool(means, size=window // size, stride=window // size), window
-            y = ConvBlock(self.features, conv=self.conv, norm=self.norm, act=self.act, kernel=1, depth=1, name=f"window{window}")(means)
+            y = ConvBlock(self.features, conv=self.conv, norm=self.norm, act=self.act, kernel=1, depth=1,
+                          name=f"window{window}")(means)
             maps.append(resize_bilinear_corners(y, window))
         return jnp.concatenate(maps, axis=-1)
