@@ -13,9 +13,10 @@ import mesmer_functions
 import mesmer_models
 import sparseseunet_functions
 import sparseseunet_models
+import sparseseunet_training
 
 PARTS = (cpn_data, cpn_inference, cpn_losses, cpn_metrics, cpn_models, cpn_targets, cpn_training, mesmer_functions, mesmer_models,
-         sparseseunet_functions, sparseseunet_models)
+         sparseseunet_functions, sparseseunet_models, sparseseunet_training)
 ADAPTERS = {name: function for part in PARTS for name, function in part.ADAPTERS.items()}
 TOLERANCES = {name: value for part in PARTS for name, value in part.TOLERANCES.items()}
 SYSTEMS = ("cpn", "mesmer", "sparseseunet")     # the fixtures' folder of each system that jaxcell has
