@@ -248,7 +248,8 @@ def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin
             cores.append(window.core)
         assert pending is not None      # every image has a block
         finish(pending)
-    warn_of_cut_cells(np.concatenate(cut_sizes), halo)
+    warn_of_cut_cells(np.concatenate(cut_sizes), end=f"their block's halo of {halo} px",
+                      remedy="Set halo above the size of the largest cell, or block above the size of the image.")
     found = Instances.concatenate(parts)
     if len(parts) == 1:
         return found
@@ -348,13 +349,18 @@ def centres_within(instances: Instances, box: Box) -> np.ndarray:
     return ((centre >= np.asarray(box[:2])) & (centre < np.asarray(box[2:]))).all(1)
 
 
-def warn_of_cut_cells(sizes: np.ndarray, halo: int) -> None:
-    """Says how many cells were cut, and how large they are at least: sizes [n, 2] (height, width), pixels; nothing if n is 0."""
+def warn_of_cut_cells(sizes: np.ndarray, *, end: str, remedy: str) -> None:
+    """Says how many cells were cut by the end of what, and how large they are at least; nothing if there are none.
+
+    Args:
+      sizes: [n, 2] (height, width), pixels.
+      end: of what.
+      remedy: a sentence.
+    """
     if len(sizes):
         height, width = sizes[np.argmax(sizes.max(1))]
-        warnings.warn(f"{len(sizes)} cells reach the end of their block's halo of {halo} px and are cut there (the largest is at "
-                      f"least {height} x {width} px). Set halo above the size of the largest cell, or block above the size of "
-                      "the image.", UserWarning, stacklevel=3)
+        warnings.warn(f"{len(sizes)} cells reach the end of {end} and are cut there (the largest is at least {height} x {width} "
+                      f"px). {remedy}", UserWarning, stacklevel=3)
 
 
 def _tile_axis(size: int, *, tile: int, margin: int) -> list[tuple[int, int, int, int]]:

@@ -73,7 +73,8 @@ def predict_image_by_windows(apply: Callable[[np.ndarray], Mapping[str, Any]], i
             parts.append(found)
             owned.append(own)
             cut_sizes.append(sizes)
-    warn_of_cut_cells(np.concatenate(cut_sizes), margin)
+    warn_of_cut_cells(np.concatenate(cut_sizes), end=f"their tile of {tile} px", remedy=(
+        f"Set margin, now {margin} px, above the size of the largest cell."))
     cells = Instances.concatenate(parts)
     # Scores are in [0, 1]: lowered by 2, whatever nobody owns yields to every cell with an owner.
     ranked = replace(cells, scores=cells.scores - 2 * ~np.concatenate(owned))

@@ -144,7 +144,7 @@ def load_sparse_seunet(state_dict: Mapping[str, np.ndarray], variables: Mapping[
     left = [name for name in state_dict if paths.get(name) not in expected and name.rpartition(".")[2] not in _IGNORED]
     missing = ["/".join(path) for path in expected if path not in set(paths.values())]
     if missing or left or wrong:
-        raise ValueError("load_sparse_seunet: the checkpoint is of another network; choose the levels, heads, branches and features "
-                         f"that it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
+        raise ValueError("load_sparse_seunet: the checkpoint is of another network; choose the levels, heads, branches, widths "
+                         f"it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
                          f"{left or 'none'}; of another shape: {wrong or 'none'}.")
     return traverse_util.unflatten_dict(loaded)
