@@ -166,7 +166,7 @@ def time_all(count: int, repeats: int) -> None:
     for kind in KINDS:
         rates = []
         for shape in SHAPES:
-            source = SyntheticSource(count, kind=kind, shape=shape)
+            source = SyntheticSource(count, modality=kind, shape=shape)
             fastest = np.min([[drawing_time(source, index) for index in range(count)] for _ in range(repeats)], axis=0)
             rates.append(count / fastest.sum(axis=0))
         print(f"{kind:14s}" + "".join(f"{f'{cpu:.0f} ({clock:.0f})':>16s}" for cpu, clock in rates), flush=True)

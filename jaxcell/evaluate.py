@@ -2,6 +2,8 @@
 
     python evaluate.py --workdir runs/demo                                        (the run's own validation data)
     python evaluate.py --workdir runs/demo --config.decode.score_threshold=0.6    (other thresholds, other data)
+    python evaluate.py --workdir runs/demo --analyse                              (where precision is lost: masks, or ranking)
+    python evaluate.py --workdir runs/demo --planes=overlap:0.3,cytoplasm         (pixels of a class, where the network has heads)
     python evaluate.py --truth DIR --split=val --predictions DIR_OR_COCO_JSON     (anybody's label images or COCO file)
 """
 
@@ -29,27 +31,34 @@ from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
-from jaxcell.inference.blocks import Window, predict_image
+from jaxcell.inference.blocks import Window, dense_blocks, predict_image
 from jaxcell.inference.ensemble import mean_outputs, predict_image_merged
 from jaxcell.inference.overlap import predict_image_overlapping
 from jaxcell.inference.sliding import predict_image_sliding
+from jaxcell.inference.windows import predict_image_by_windows
+from jaxcell.metrics.analysis import ANALYSES
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES
 from jaxcell.metrics.matching import drop_ignored
 from jaxcell.metrics.report import Report, evaluate, plot, to_json, to_table
+from jaxcell.metrics.semantic import ClassCounts, class_counts
 from jaxcell.start import trained_state
 from jaxcell.system import System
 from jaxcell.systems import build_system
+from jaxcell.targets.masks import annotated_pixels
+from jaxcell.targets.planes import semantic_planes
 from jaxcell.training.compile_cache import use_compile_cache
 from jaxcell.training.log import quiet_libraries
 from jaxcell.training.mesh import make_mesh, shard_batch, unused_accelerators
 from jaxcell.training.step import make_apply
 from jaxcell.types import Instances, Sample
 
-__all__ = ["coco_names", "iterate", "load_predictor", "make_predict", "open_truth", "score_predictions", "score_samples",
-           "write_report"]
+__all__ = ["coco_names", "iterate", "load_planes", "load_predictor", "make_planes", "make_predict", "open_truth", "score_planes",
+           "score_predictions", "score_samples", "write_planes", "write_report"]
 
 # (variables, image [H, W, C] as stored), and optionally uncertainty= an array [H, W] to be filled -> Instances
 Predict = Callable[..., Instances]
+# (truth, prediction) -> changed prediction
+Analyses = Mapping[str, Callable[[Instances, Instances], Instances]]
 
 
 def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any, *,
@@ -74,6 +83,7 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
                                   scales=tuple(options.scales), large=options.large, block=options.block, halo=options.halo),
         "sliding": lambda: partial(predict_image_sliding, window=options.tile, step=options.step, edges=options.edges,
                                    merge=options.merge, block=options.block, halo=options.halo),
+        "windows": lambda: partial(predict_image_by_windows, tile=options.tile, margin=options.margin),
     }
     if options.mode not in modes:
         raise ValueError(f"config.inference.mode={options.mode!r} is unknown; known are {', '.join(modes)}.")
@@ -146,7 +156,7 @@ def _restored(config: Any, workdir: str | Path, mesh: Mesh, checkpoint: str
 
 def score_samples(predict: Callable[[np.ndarray], Instances], samples: Iterable[Sample], *, pictures: Path | None = None,
                   picture_count: int = 0, progress: bool = False, sizes: Mapping[str, tuple[float, float]] = COCO_SIZES,
-                  limits: Sequence[int] = LIVECELL_DETECTIONS) -> Report:
+                  limits: Sequence[int] = LIVECELL_DETECTIONS, analyses: Analyses | None = None) -> Report:
     """Predicts and scores annotated samples one after another.
 
     Args:
@@ -157,18 +167,19 @@ def score_samples(predict: Callable[[np.ndarray], Instances], samples: Iterable[
       progress: show a progress bar.
       sizes: bands of area for COCO AP.
       limits: predictions per image for COCO AP.
+      analyses: see `metrics.report.evaluate`.
 
     Raises:
       ValueError: a sample without labels.
     """
     return _score(((sample, predict(sample.image)) for sample in samples), pictures=pictures, picture_count=picture_count,
-                  progress=progress, sizes=sizes, limits=limits)
+                  progress=progress, sizes=sizes, limits=limits, analyses=analyses)
 
 
 def score_predictions(truth: Source, predictions: Path, *, names: Mapping[int, str] | None = None, modality: str = "",
                       pictures: Path | None = None, picture_count: int = 0,
-                      sizes: Mapping[str, tuple[float, float]] = COCO_SIZES, limits: Sequence[int] = LIVECELL_DETECTIONS
-                      ) -> Report:
+                      sizes: Mapping[str, tuple[float, float]] = COCO_SIZES, limits: Sequence[int] = LIVECELL_DETECTIONS,
+                      analyses: Analyses | None = None) -> Report:
     """Scores anybody's predictions: a folder of label images named like the images, or a COCO file.
 
     Args:
@@ -180,6 +191,7 @@ def score_predictions(truth: Source, predictions: Path, *, names: Mapping[int, s
       picture_count: see there.
       sizes: see there.
       limits: see there.
+      analyses: see there.
 
     Raises:
       FileNotFoundError: an image has no prediction; names it. (An image without cells needs an empty label image.)
@@ -200,7 +212,64 @@ def score_predictions(truth: Source, predictions: Path, *, names: Mapping[int, s
         return Instances.from_labels(read_labels(file))
 
     return _score(((sample, prediction_of(sample)) for sample in iterate(truth, modality=modality)), pictures=pictures,
-                  picture_count=picture_count, progress=True, sizes=sizes, limits=limits)
+                  picture_count=picture_count, progress=True, sizes=sizes, limits=limits, analyses=analyses)
+
+
+def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any
+                ) -> Callable[[Any, np.ndarray], dict[str, np.ndarray]]:
+    """(variables, image as stored) -> probabilities [H, W] of the planes that the network draws, by name.
+
+    Raises:
+      ValueError: it draws none.
+    """
+    options, planes = config.inference, system.planes
+    if planes is None:
+        raise ValueError(f"config.system={config.system!r} with this config draws no planes such as cytoplasm or overlap; choose "
+                         "a network with such heads, or leave --planes out.")
+
+    def predict(variables: Any, image: np.ndarray) -> dict[str, np.ndarray]:
+        image = image[..., None] if image.ndim == 2 else image
+
+        def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
+            return planes(jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"])))
+
+        normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
+                                   planes=tuple(config.data.planes) or None)
+        whole = -(-max(image.shape[:2]) // system.divisor) * system.divisor
+        blocks = dense_blocks(network, image, tile=options.tile, margin=options.margin, block=whole, halo=0,
+                              batch=-(-options.batch // mesh.size) * mesh.size, divisor=system.divisor, normalize=normalize)
+        (_, maps), = blocks
+        return {name: value[:image.shape[0], :image.shape[1], 0] for name, value in maps.items()}
+
+    return predict
+
+
+def score_planes(predict: Callable[[np.ndarray], Mapping[str, np.ndarray]], samples: Iterable[Sample], *,
+                 thresholds: Mapping[str, float]) -> dict[str, ClassCounts]:
+    """Pixels of each class, counted over all samples; those that the annotation says to ignore count nowhere.
+
+    Args:
+      predict: image as stored -> probabilities [H, W] by name.
+      samples: with labels, and with nuclei where these are asked for.
+      thresholds: name -> probability above which a pixel is of the class.
+
+    Raises:
+      ValueError: a name that the network does not draw or that no target has, no sample, or one without labels.
+    """
+    totals: dict[str, ClassCounts] = {}
+    for sample in samples:
+        found = predict(sample.image)
+        if sample.labels is None or (absent := set(thresholds) - set(found)):
+            what = "has no labels" if sample.labels is None else f"is to be scored for {', '.join(sorted(absent))}, but the " \
+                   f"network draws {', '.join(found)}"
+            raise ValueError(f"sample {sample.name!r} {what}.")
+        truth, counted = semantic_planes(sample.labels, sample.nuclei, tuple(thresholds)), annotated_pixels(sample.labels) > 0
+        for name, threshold in thresholds.items():
+            counts = class_counts(truth[name][..., 0] > 0, found[name] > threshold, counted)
+            totals[name] = totals[name] + counts if name in totals else counts
+    if not totals:
+        raise ValueError("score_planes: no samples or no planes to score; the data source is empty.")
+    return totals
 
 
 def iterate(source: Source, *, modality: str = "") -> Iterator[Sample]:
@@ -209,7 +278,7 @@ def iterate(source: Source, *, modality: str = "") -> Iterator[Sample]:
 
 
 def _score(pairs: Iterable[tuple[Sample, Instances]], *, pictures: Path | None, picture_count: int, progress: bool,
-           sizes: Mapping[str, tuple[float, float]], limits: Sequence[int]) -> Report:
+           sizes: Mapping[str, tuple[float, float]], limits: Sequence[int], analyses: Analyses | None) -> Report:
     def scored() -> Iterator[tuple[str, str, Instances, Instances]]:
         for number, (sample, prediction) in enumerate(tqdm(pairs, unit="image", disable=not progress)):
             if sample.labels is None:
@@ -220,7 +289,7 @@ def _score(pairs: Iterable[tuple[Sample, Instances]], *, pictures: Path | None, 
                 viz.save_png(pictures / f"{Path(sample.name).name}.png", viz.overlay(sample.image, prediction, truth=truth))
             yield sample.name, sample.modality, truth, prediction
 
-    return evaluate(scored(), sizes=sizes, limits=limits)
+    return evaluate(scored(), sizes=sizes, limits=limits, analyses=analyses)
 
 
 def write_report(report: Report, out: Path) -> None:
@@ -254,6 +323,10 @@ def run() -> None:
     parser.add_argument("--sizes", choices=tuple(SIZES), default="coco", help="bands of area for COCO AP")
     parser.add_argument("--detections", default=",".join(map(str, LIVECELL_DETECTIONS)),
                         help="most predictions per image for COCO AP and AR (maxDets), default %(default)s")
+    parser.add_argument("--analyse", action="store_true",
+                        help="also score predictions with the true cells' masks, and only those that match a true cell")
+    parser.add_argument("--planes", default="", help="also score these planes of the network, such as cytoplasm,overlap:0.3: "
+                                                     "name, and threshold of the probability (0.5)")
     options, rest = parser.parse_known_args(sys.argv[1:])
     quiet_libraries()
     use_compile_cache()
@@ -261,24 +334,61 @@ def run() -> None:
         parser.error("give either --workdir (scores that network), or --predictions with --truth (scores those files)")
     if options.split and not options.truth:
         parser.error("--split belongs to --truth; the validation data of a run are config.data.val")
+    if options.planes and not options.workdir:
+        parser.error("--planes needs --workdir: only a network draws planes")
     if options.predictions and rest:
         parser.error(f"unknown arguments {' '.join(rest)}")
     limits = tuple(int(n) for n in options.detections.split(","))
+    analyses = ANALYSES if options.analyse else None
     truth = open_truth(options.truth, images=options.images, split=options.split) if options.truth else None
     out = options.out or (options.workdir or Path()) / "evaluation"
     if options.predictions:
         assert truth is not None
         report = score_predictions(truth, options.predictions, names=coco_names(options.truth), modality=options.modality,
                                    pictures=out / "pictures", picture_count=options.pictures, sizes=SIZES[options.sizes],
-                                   limits=limits)
+                                   limits=limits, analyses=analyses)
     else:
         config = load_changed_config(options.workdir, rest)
         source = truth if truth is not None else open_source(config.data.val, root=config.data.root, cache_gb=0.0,
                                                              unreadable=config.data.unreadable)
         predict = load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
         report = score_samples(predict, iterate(source, modality=options.modality), pictures=out / "pictures",
-                               picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes], limits=limits)
+                               picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes], limits=limits,
+                               analyses=analyses)
+        if options.planes:
+            planes = load_planes(options.workdir, checkpoint=options.checkpoint, config=config)
+            counts = score_planes(planes, iterate(source, modality=options.modality), thresholds=_thresholds(options.planes))
+            write_planes(counts, out)
     write_report(report, out)
+
+
+def load_planes(workdir: Path, *, checkpoint: str, config: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The trained network of a workdir as one function: image as stored -> probabilities [H, W] of its planes by name.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "best" or "latest", see `load_predictor`.
+      config: the run's, or a changed copy.
+    """
+    system, mesh = build_system(config), make_mesh()
+    state, _ = trained_state(config, system, workdir, mesh, checkpoint=checkpoint)
+    return partial(make_planes(system, make_apply(system.model), mesh, config), state.predicting)
+
+
+def _thresholds(text: str) -> dict[str, float]:
+    """"cytoplasm,overlap:0.3" -> {"cytoplasm": 0.5, "overlap": 0.3}."""
+    parts = (part.partition(":") for part in text.split(","))
+    return {name: float(threshold or 0.5) for name, _, threshold in parts}
+
+
+def write_planes(counts: Mapping[str, ClassCounts], out: Path) -> None:
+    """Writes planes.json into `out` and prints accuracy, precision, recall, F1 and IoU of each class, over all pixels."""
+    out.mkdir(parents=True, exist_ok=True)
+    scores = {name: part.scores() for name, part in counts.items()}
+    (out / "planes.json").write_text(json.dumps({name: {key: value if value == value else None for key, value in row.items()}
+                                                 for name, row in scores.items()}, indent=1) + "\n")
+    for name, row in scores.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in row.items()))
 
 
 def open_truth(path: Path, *, images: Path | None, split: str | None) -> Source:

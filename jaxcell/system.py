@@ -61,6 +61,8 @@ class System:
       teaching: how it learns from a teacher's predictions, or None.
       consistency: (outputs, another network's outputs) -> dict of weighted scalar terms that ask the first to agree with the
         second on images without annotation, or None.
+      planes: host; (outputs, with any leading axes) -> probabilities [..., H, W, 1] by name (a key of `targets.planes.PLANES`),
+        for networks that say what lies where besides finding cells, or None.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
       objective: what training minimises where `loss`, a function of outputs and batch alone, is not enough; or None.
       uncertainty: host; outputs of one region, as `decode` gets them -> [h, w] float32, how unsure the network is of each pixel
@@ -74,6 +76,7 @@ class System:
     divisor: int
     teaching: Teaching | None = None
     consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
+    planes: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None
     objective: StatefulLoss | None = None
     uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None

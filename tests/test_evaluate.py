@@ -21,8 +21,10 @@ from jaxcell.configuration import load_changed_config, load_config
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.decode.classes import class_cells, energy
 from jaxcell.export.coco import coco_writer
+from jaxcell.geometry.boundaries import erode_labels
 from jaxcell.geometry.labels import instances_to_labels
 from jaxcell.system import System
+from jaxcell.targets.planes import semantic_planes
 from jaxcell.train import import_published, train
 from jaxcell.training.mesh import make_mesh
 from jaxcell.types import Instances
@@ -101,13 +103,50 @@ def test_perfect_predictions_of_anybody_score_one(lab, tmp_path, monkeypatch, ki
     assert report_of(tmp_path)["scores"]["F1@0.95"]["pooled"]["value"] == 1.0
 
 
+def test_analyses_are_reported_for_anybodys_predictions(lab, tmp_path, monkeypatch):
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    for sample in evaluate.iterate(evaluate.open_truth(lab, images=None, split=None)):
+        labels = erode_labels(sample.labels[..., 0], 2)      # every cell is found, and drawn too small
+        tifffile.imwrite(predictions / f"{sample.name}_labels.tif", labels.astype(np.uint32))
+    assert call(monkeypatch, "evaluate", "--truth", lab, "--predictions", predictions, "--out", tmp_path, "--analyse") == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["overall"]["coco"]["AP"] < 0.6 and report["analyses"]["true masks"]["AP"] > 0.9
+    assert "| error analysis" in (tmp_path / "report.md").read_text()
+
+
+def test_planes_are_scored_where_the_network_draws_them(tmp_path):
+    samples = [SyntheticSource(3, size=80, seed=3, overlap=1.0, clustering=0.8)[i] for i in range(3)]
+    truth = {s.image.tobytes(): semantic_planes(s.labels, s.nuclei, ("cytoplasm", "overlap")) for s in samples}
+
+    def predict(image: np.ndarray) -> dict[str, np.ndarray]:
+        planes = {name: 0.4 * plane[..., 0] for name, plane in truth[image.tobytes()].items()}
+        planes["overlap"][:, :40] = 0
+        return planes
+
+    counts = evaluate.score_planes(predict, samples, thresholds={"cytoplasm": 0.5, "overlap": 0.3})
+    assert counts["cytoplasm"].tp == 0 and counts["cytoplasm"].fn == sum(int(t["cytoplasm"].sum()) for t in truth.values())
+    right = sum(int(t["overlap"][:, 40:].sum()) for t in truth.values())
+    assert counts["overlap"].tp == right > 0 and counts["overlap"].fp == 0
+    evaluate.write_planes(counts, tmp_path)
+    assert json.loads((tmp_path / "planes.json").read_text())["overlap"]["precision"] == 1.0
+    with pytest.raises(ValueError, match="nuclei, but the network draws cytoplasm, overlap"):
+        evaluate.score_planes(predict, samples, thresholds={"nuclei": 0.5})
+
+
+def test_a_network_without_planes_says_so(run, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "evaluate", "--workdir", run, "--out", tmp_path, "--planes=cytoplasm") == 2
+    assert "draws no planes" in capsys.readouterr().err
+
+
 def test_a_missing_prediction_is_named(lab, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "evaluate", "--truth", lab, "--predictions", tmp_path, "--out", tmp_path) == 2
     assert "no label image for 'well_0.1'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--workdir", "x", "--predictions", "y"), ("--predictions", "y"),
-                                       ("--workdir", "x", "--split=val")])
+                                       ("--workdir", "x", "--split=val"),
+                                       ("--truth", "x", "--predictions", "y", "--planes=cytoplasm")])
 def test_contradictions_on_the_command_line_are_refused(arguments, monkeypatch):
     with pytest.raises(SystemExit):
         call(monkeypatch, "evaluate", *arguments)

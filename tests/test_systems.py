@@ -14,7 +14,9 @@ from targets.perfect import PERFECT_OUTPUTS
 
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources.synthetic import SyntheticSource
+from jaxcell.evaluate import make_predict
 from jaxcell.inference.blocks import predict_image
+from jaxcell.inference.windows import predict_image_by_windows
 from jaxcell.metrics.matching import match
 from jaxcell.systems import SYSTEMS, build_system
 from jaxcell.train import no_targets
@@ -158,14 +160,22 @@ def test_four_devices_compute_what_one_computes(name, scheme):
 
 
 def test_tiled_image_equals_whole_image(name):
-    """Perfect maps cut into tiles: every object once and as in one piece, wherever the seams fall."""
+    """Perfect answers for tiles: every object once and as in one piece, wherever the seams fall."""
+    {"blocks": check_tiled_maps, "windows": check_tiled_lists}[config_of(name).inference.mode](name)
+
+
+def coordinates(size: int) -> np.ndarray:
+    """[size, size, 2], an image that carries its own coordinates, so that a look-up can stand for a network."""
+    rows, columns = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32), indexing="ij")
+    return np.stack([rows, columns], axis=-1)
+
+
+def check_tiled_maps(name):
+    """The whole image's maps, cut into tiles and put together again."""
     config, system = config_of(name), system_of(name)
     size, tile = 4 * config.data.crop, 2 * config.data.crop
     big = synthetic_sample(size)
     maps = PERFECT_OUTPUTS[name](system.targets(big, np.random.default_rng(0)), config)
-    # The network is replaced by a look-up of the whole image's maps: the image carries its own coordinates.
-    rows, columns = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32), indexing="ij")
-    image = np.stack([rows, columns], axis=-1)
 
     def look_up(tiles: np.ndarray) -> dict[str, np.ndarray]:
         out: dict[str, list[np.ndarray]] = {k: [] for k in maps}
@@ -178,9 +188,28 @@ def test_tiled_image_equals_whole_image(name):
 
     whole = system.decode(maps)
     for block in (tile // 2, tile):
-        tiled = predict_image(look_up, image, decode=system.decode, tile=tile, margin=tile // 4, block=block, halo=tile // 4,
-                              batch=3, divisor=system.divisor)
+        tiled = predict_image(look_up, coordinates(size), decode=system.decode, tile=tile, margin=tile // 4, block=block,
+                              halo=tile // 4, batch=3, divisor=system.divisor)
         assert cells_of(tiled) == cells_of(whole)
+
+
+def check_tiled_lists(name):
+    """Outputs that belong to one tile alone: what is perfect for its crop."""
+    config, system = config_of(name), system_of(name)
+    tile, size = config.data.crop, 2 * config.data.crop
+    big = synthetic_sample(size)
+
+    def look_up(tiles: np.ndarray) -> dict[str, np.ndarray]:
+        perfect = []
+        for y, x in tiles[:, 0, 0].astype(int):
+            window = np.s_[y:y + tile, x:x + tile]
+            crop = dataclasses.replace(big, image=big.image[window], labels=big.labels[window], nuclei=big.nuclei[window])
+            perfect.append(PERFECT_OUTPUTS[name](system.targets(crop, np.random.default_rng(0)), config))
+        return {key: np.stack([outputs[key] for outputs in perfect]) for key in perfect[0]}
+
+    tiled = predict_image_by_windows(look_up, coordinates(size), decode=system.decode, tile=tile, margin=5 * tile // 12, batch=3,
+                                     divisor=system.divisor)
+    assert cells_of(tiled) == cells_of(Instances.from_labels(big.labels))
 
 
 def cells_of(instances: Instances) -> list[tuple[tuple[int, ...], bytes]]:
@@ -242,12 +271,10 @@ def test_checkpoint_of_one_device_continues_on_four(name, tmp_path):
 
 def test_prediction_compiles_once_for_every_image_size(name):
     config, system = config_of(name), system_of(name)
-    state, _, _ = fresh_state(name)
+    state, _, mesh = fresh_state(name)
     apply = make_apply(system.model)
+    predict = make_predict(system, apply, mesh, config)
     for shape in ((50, 70), (128, 128), (200, 90)):
         image = np.random.default_rng(0).random((*shape, config.data.channels), np.float32)
-        prediction = predict_image(lambda x: apply(state.variables, x), image, decode=system.decode, tile=config.inference.tile,
-                                   margin=config.inference.margin, block=config.inference.block, halo=config.inference.halo,
-                                   batch=2, divisor=system.divisor)
-        assert prediction.shape == shape
+        assert predict(state.variables, image).shape == shape
     assert apply._cache_size() == 1

@@ -30,8 +30,9 @@ import numpy as np
 
 from jaxcell.types import Instances
 
-__all__ = ["Window", "clip_instances", "decode_blocks", "dense_blocks", "plan_blocks", "plan_tiles", "predict_image",
-           "read_batch", "read_region", "reflect", "seam_duplicates", "walk_blocks", "watched"]
+__all__ = ["Window", "centres_within", "clip_instances", "decode_blocks", "decode_window", "dense_blocks", "place_in_image",
+           "plan_blocks", "plan_tiles", "predict_image", "read_batch", "read_region", "reflect", "seam_duplicates", "walk_blocks",
+           "warn_of_cut_cells", "watched"]
 
 Apply = Callable[[np.ndarray], Mapping[str, Any]]
 Maps = dict[str, np.ndarray]
@@ -299,11 +300,12 @@ def decode_blocks(blocks: Iterable[tuple[Window, Maps]], shape: tuple[int, int],
         for window, maps in blocks:
             if pending is not None:
                 finish(pending)
-            pending = pool.submit(_decode_block, decode, maps, window, shape)
+            pending = pool.submit(decode_window, decode, maps, window, shape)
             cores.append(window.core)
         assert pending is not None      # every image has a block
         finish(pending)
-    _warn_of_cut_cells(np.concatenate(cut_sizes), halo)
+    warn_of_cut_cells(np.concatenate(cut_sizes), end=f"their block's halo of {halo} px",
+                      remedy="Set halo above the size of the largest cell, or block above the size of the image.")
     found = Instances.concatenate(parts)
     if len(parts) == 1:
         return found
@@ -357,36 +359,64 @@ def seam_duplicates(instances: Instances, block_of: np.ndarray, cores: Sequence[
     return drop
 
 
-def _decode_block(decode: Decode, maps: Mapping[str, np.ndarray], window: Window,
+def decode_window(decode: Decode, maps: Mapping[str, np.ndarray], window: Window,
                   shape: tuple[int, int]) -> tuple[Instances, np.ndarray]:
-    """The cells that a block owns, in image coordinates, and the sizes [n, 2] of those cut by the end of its halo."""
+    """The cells whose centre lies in a window's core, in image coordinates, and the sizes [n, 2] of those cut by the frame's end.
+
+    Args:
+      decode: maps of the frame -> Instances in it.
+      maps: of the frame.
+      window: of the image; its frame may reach past the image's bottom and right.
+      shape: (H, W) of the image, pixels.
+
+    Raises:
+      ValueError: the decoder's Instances are of another shape than the frame.
+    """
+    found, cut = place_in_image(decode(maps), window, shape)
+    owned = centres_within(found, window.core)
+    return found.select(owned), (found.boxes[:, 2:] - found.boxes[:, :2])[owned & cut]
+
+
+def place_in_image(found: Instances, window: Window, shape: tuple[int, int]) -> tuple[Instances, np.ndarray]:
+    """Cells of a window's frame in the image, and which of them [M] the end of the frame cuts.
+
+    Args:
+      found: in the frame; what lies past the image is clipped.
+      window: of the image.
+      shape: (H, W) of the image, pixels.
+
+    Raises:
+      ValueError: `found` is of another shape than the frame.
+    """
     y0, x0, y1, x1 = window.frame
-    found = decode(maps)
     if found.shape != (y1 - y0, x1 - x0):
         raise ValueError(f"decode returned Instances of shape {found.shape} for a region of {(y1 - y0, x1 - x0)}; the shape is "
                          "the size of the region in image pixels. Take it from the maps and their strides.")
-    beyond = (max(y1, shape[0]), max(x1, shape[1]))       # a frame at the end of the image may reach past it by a stride
-    found = found.shift((y0, x0), beyond)
-    if window.core == (0, 0, *shape):
-        return clip_instances(found, shape), np.zeros((0, 2), np.int32)
+    found = found.shift((y0, x0), (max(y1, shape[0]), max(x1, shape[1])))
     inner = np.asarray([y0 > 0, x0 > 0, y1 < shape[0], x1 < shape[1]])
     cut = ((found.boxes == np.asarray(window.frame)) & inner).any(1)
-    sizes = found.boxes[:, 2:] - found.boxes[:, :2]
-    tagged = replace(found, extras={**found.extras, "cut": cut, "sizes": sizes})
-    tagged = clip_instances(tagged, shape)
-    centre = (tagged.boxes[:, :2] + tagged.boxes[:, 2:]) / 2
-    core = np.asarray(window.core)
-    tagged = tagged.select(((centre >= core[:2]) & (centre < core[2:])).all(1))
-    owned = replace(tagged, extras={key: tagged.extras[key] for key in found.extras})
-    return owned, tagged.extras["sizes"][tagged.extras["cut"]]
+    tagged = clip_instances(replace(found, extras={**found.extras, "cut": cut}), shape)
+    return replace(tagged, extras={key: tagged.extras[key] for key in found.extras}), tagged.extras["cut"]
 
 
-def _warn_of_cut_cells(sizes: np.ndarray, halo: int) -> None:
+def centres_within(instances: Instances, box: Box) -> np.ndarray:
+    """[M] bool, whether the middle of a cell's box lies in `box` (y0, x0, y1, x1), half-open."""
+    centre = (instances.boxes[:, :2] + instances.boxes[:, 2:]) / 2
+    return ((centre >= np.asarray(box[:2])) & (centre < np.asarray(box[2:]))).all(1)
+
+
+def warn_of_cut_cells(sizes: np.ndarray, *, end: str, remedy: str) -> None:
+    """Says how many cells were cut by the end of what, and how large they are at least; nothing if there are none.
+
+    Args:
+      sizes: [n, 2] (height, width), pixels.
+      end: of what.
+      remedy: a sentence.
+    """
     if len(sizes):
         height, width = sizes[np.argmax(sizes.max(1))]
-        warnings.warn(f"{len(sizes)} cells reach the end of their block's halo of {halo} px and are cut there (the largest is at "
-                      f"least {height} x {width} px). Set halo above the size of the largest cell, or block above the size of "
-                      "the image.", UserWarning, stacklevel=4)
+        warnings.warn(f"{len(sizes)} cells reach the end of {end} and are cut there (the largest is at least {height} x {width} "
+                      f"px). {remedy}", UserWarning, stacklevel=4)
 
 
 def _tile_axis(size: int, *, tile: int, margin: int) -> list[tuple[int, int, int, int]]:

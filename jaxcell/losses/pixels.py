@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["binary_cross_entropy", "categorical_cross_entropy", "class_weights", "softmax_cross_entropy",
+__all__ = ["binary_cross_entropy", "binary_focal", "categorical_cross_entropy", "class_weights", "softmax_cross_entropy",
            "weighted_cross_entropy", "weighted_focal"]
 
 _CLIP = 1e-7     # of probabilities, so that a logarithm stays finite
@@ -27,6 +27,29 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """
     chex.assert_equal_shape([logits, targets])
     return jax.nn.softplus(logits) - logits * targets
+
+
+def binary_focal(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
+    """Cross entropy of independent yes/no decisions in which what is nearly certain counts little, and yes and no differently.
+
+    Args:
+      logits: any shape; probabilities p are their sigmoid.
+      targets: same shape, in [0, 1]; a soft target y is y of a yes and 1 - y of a no.
+      alpha: factor of a yes, 1 - alpha of a no.
+      gamma: >= 0; a yes counts (1 - p) ** gamma, a no p ** gamma.
+
+    Returns:
+      Same shape, >= 0.
+
+    Raises:
+      AssertionError: if the shapes differ; nothing is broadcast.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, equation 5; fvcore, sigmoid_focal_loss.
+    """
+    chex.assert_equal_shape([logits, targets])
+    yes = alpha * jax.nn.sigmoid(-logits) ** gamma * jax.nn.softplus(-logits)
+    no = (1 - alpha) * jax.nn.sigmoid(logits) ** gamma * jax.nn.softplus(logits)
+    return targets * yes + (1 - targets) * no
 
 
 def softmax_cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:

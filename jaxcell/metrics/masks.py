@@ -15,7 +15,7 @@ from jaxcell.metrics.matching import Overlaps, overlap_table
 from jaxcell.types import Instances
 
 __all__ = ["COCO_SIZES", "LIVECELL_DETECTIONS", "LIVECELL_SIZES", "RankedDetections", "average_precision",
-           "coco_scores", "rank_detections"]
+           "coco_scores", "precision_curves", "rank_detections"]
 
 # Name -> (smallest, largest) area in pixels, both included: a cell of exactly 1024 px is small and medium, as in COCO.
 COCO_SIZES: dict[str, tuple[float, float]] = {
@@ -43,7 +43,7 @@ class RankedDetections:
 
 
 def rank_detections(truth: Instances | np.ndarray, prediction: Instances, *, thresholds: Sequence[float],
-                    sizes: Mapping[str, tuple[float, float]], limit: int) -> RankedDetections:
+                    sizes: Mapping[str, tuple[float, float]], limit: int, crowd: np.ndarray | None = None) -> RankedDetections:
     """Matches an image's predictions to its cells, the most confident first, each taking the free cell of highest IoU.
 
     Args:
@@ -52,29 +52,33 @@ def rank_detections(truth: Instances | np.ndarray, prediction: Instances, *, thr
       thresholds: T values of IoU in (0, 1].
       sizes: A bands of area, name -> (smallest, largest) in pixels, both included.
       limit: predictions kept, the most confident ones.
+      crowd: [M] bool, "cells" that are regions nobody divided: whatever lies in one to the threshold's share of its own pixels,
+        and found no cell, counts neither for nor against. None where there are none.
 
-    Source: pycocotools 2.0, cocoeval.py COCOeval.evaluateImg, without crowd regions.
+    Source: pycocotools 2.0, cocoeval.py COCOeval.evaluateImg.
     """
     order = np.argsort(-prediction.scores, kind="stable")[:limit]
     kept = prediction.select(order)
     table = overlap_table(truth, kept)
     low, high = np.asarray(list(sizes.values()), np.float64).T[..., None]
-    outside_truth = (table.truth_areas < low) | (table.truth_areas > high)
+    shared = np.zeros(len(table.truth_areas), bool) if crowd is None else crowd
+    outside_truth = (table.truth_areas < low) | (table.truth_areas > high) | shared
+    share = table.intersections / table.prediction_areas[table.pairs[:, 1]]
+    iou = np.where(shared[table.pairs[:, 0]], share, table.iou)
     outside = (table.prediction_areas < low) | (table.prediction_areas > high)
     shape = (len(sizes), len(thresholds), len(kept))
     matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     for a, beyond in enumerate(outside_truth):
         for t, threshold in enumerate(thresholds):
-            found = _match(table, beyond, min(round(float(threshold), 10), 1 - 1e-10))
+            found = _match(table, iou, beyond, shared, min(round(float(threshold), 10), 1 - 1e-10))
             matched[a, t] = found >= 0
             ignored[a, t] = np.where(found >= 0, beyond[found] if len(beyond) else False, outside[a])
     return RankedDetections(kept.scores.astype(np.float64), matched, ignored, (~outside_truth).sum(1))
 
 
-def _match(table: Overlaps, ignored: np.ndarray, threshold: float) -> np.ndarray:
-    """[N] int64, the true cell that each prediction takes in turn, -1 for none. A cell in the band beats one outside."""
+def _match(table: Overlaps, iou: np.ndarray, ignored: np.ndarray, shared: np.ndarray, threshold: float) -> np.ndarray:
+    """[N] int64, the true cell that each prediction takes in turn, -1 for none. A cell that counts beats one that is ignored."""
     found = np.full(len(table.prediction_areas), -1)
-    iou = table.iou
     rows = np.flatnonzero(iou >= threshold)
     truth, prediction = table.pairs[rows].T
     # Predictions in rank order; each tries cells of the band first, then the highest IoU, of equals the last.
@@ -82,7 +86,7 @@ def _match(table: Overlaps, ignored: np.ndarray, threshold: float) -> np.ndarray
     taken = np.zeros(len(ignored), bool)
     for g, d in zip(truth[order].tolist(), prediction[order].tolist(), strict=True):
         if found[d] < 0 and not taken[g]:
-            found[d], taken[g] = g, True
+            found[d], taken[g] = g, not shared[g]
     return found
 
 
@@ -96,6 +100,21 @@ def average_precision(images: Sequence[RankedDetections], *, limit: int) -> tupl
     Returns:
       AP [A, T], the mean of interpolated precision at recall 0, 0.01, ..., 1; and the recall reached [A, T]. Both NaN in a
       size band without true cells.
+    """
+    curves, recall = precision_curves(images, limit=limit)
+    return curves.mean(-1), recall
+
+
+def precision_curves(images: Sequence[RankedDetections], *, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolated precision at 101 values of recall, over images whose predictions are ranked together.
+
+    Args:
+      images: of one `rank_detections` setting, with its limit at least this one.
+      limit: predictions considered per image.
+
+    Returns:
+      Precision [A, T, 101] at recall 0, 0.01, ..., 1 (0 where that is never reached), and the recall reached [A, T]. Both NaN in
+      a size band without true cells.
 
     Source: pycocotools 2.0, cocoeval.py COCOeval.accumulate.
     """
@@ -111,13 +130,13 @@ def average_precision(images: Sequence[RankedDetections], *, limit: int) -> tupl
     precision = tp / (tp + fp + np.spacing(1))
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
     points = np.linspace(0, 1, 101)
-    ap, final = np.full(tp.shape[:2], np.nan), np.full(tp.shape[:2], np.nan)
+    curves, final = np.full((*tp.shape[:2], len(points)), np.nan), np.full(tp.shape[:2], np.nan)
     for a, t in np.ndindex(*tp.shape[:2]):
         if truths[a]:
             at = np.searchsorted(recall[a, t], points, side="left")
-            ap[a, t] = np.append(envelope[a, t], 0.0)[at].mean()     # a recall never reached has precision 0
+            curves[a, t] = np.append(envelope[a, t], 0.0)[at]     # a recall never reached has precision 0
             final[a, t] = recall[a, t, -1] if len(scores) else 0.0
-    return ap, final
+    return curves, final
 
 
 def coco_scores(images: Sequence[RankedDetections], *, thresholds: Sequence[float], sizes: Mapping[str, tuple[float, float]],

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
+from jaxcell.geometry.masks import shared_pixels
 from jaxcell.types import Instances
 
 __all__ = ["ChallengeCounts", "Counts", "Overlaps", "as_instances", "challenge_counts", "divide", "drop_ignored",
@@ -181,7 +182,8 @@ def overlap_table(truth: Instances | np.ndarray, prediction: Instances | np.ndar
         raise ValueError(f"overlap_table: truth covers {truth.shape} pixels, prediction {prediction.shape}; both must belong to "
                          "the same image. Check the pairing of files, and whether one of them was resized or cropped.")
     pairs = _pairs_of_boxes(truth.boxes, prediction.boxes)
-    shared = np.asarray([_shared_pixels(truth, t, prediction, p) for t, p in pairs.tolist()], np.int64)
+    shared = np.asarray([shared_pixels(truth.boxes[t], truth.masks[t], prediction.boxes[p], prediction.masks[p])
+                         for t, p in pairs.tolist()], np.int64)
     return Overlaps(truth.areas(), prediction.areas(), pairs[shared > 0], shared[shared > 0])
 
 
@@ -200,15 +202,6 @@ def _pairs_of_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         found.append(np.stack([np.full(len(near), row), near], axis=1))
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
-
-
-def _shared_pixels(truth: Instances, row: int, prediction: Instances, column: int) -> int:
-    """Pixels that one true and one predicted cell share, from their crops alone."""
-    a, b = truth.boxes[row], prediction.boxes[column]
-    (y0, x0), (y1, x1) = np.maximum(a[:2], b[:2]).tolist(), np.minimum(a[2:], b[2:]).tolist()
-    parts = (mask[y0 - box[0]:y1 - box[0], x0 - box[1]:x1 - box[1]]
-             for mask, box in ((truth.masks[row], a), (prediction.masks[column], b)))
-    return int(np.count_nonzero(np.logical_and(*parts)))
 
 
 def drop_ignored(prediction: Instances, labels: np.ndarray) -> Instances:

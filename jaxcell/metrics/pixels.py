@@ -9,7 +9,7 @@ import numpy as np
 from jaxcell.metrics.matching import as_instances, divide
 from jaxcell.types import Instances
 
-__all__ = ["PixelCounts", "foreground", "pixel_counts"]
+__all__ = ["PixelCounts", "foreground", "overlap_counts", "overlaps", "pixel_counts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +58,31 @@ def foreground(cells: Instances | np.ndarray) -> np.ndarray:
     return canvas
 
 
+def overlaps(cells: Instances | np.ndarray) -> np.ndarray:
+    """[H, W] bool, true where two cells or more lie."""
+    cells = as_instances(cells)
+    once, again = np.zeros(cells.shape, bool), np.zeros(cells.shape, bool)
+    for (y0, x0, y1, x1), mask in zip(cells.boxes.tolist(), cells.masks, strict=True):
+        again[y0:y1, x0:x1] |= once[y0:y1, x0:x1] & mask
+        once[y0:y1, x0:x1] |= mask
+    return again
+
+
+def overlap_counts(truth: Instances | np.ndarray, prediction: Instances | np.ndarray) -> PixelCounts:
+    """`pixel_counts` of the pixels that lie in two cells or more; their F1 is `dice`."""
+    return _counts(overlaps(truth), overlaps(prediction))
+
+
 def pixel_counts(truth: Instances | np.ndarray, prediction: Instances | np.ndarray) -> PixelCounts:
     """Foreground counts of one image.
 
     Raises:
       ValueError: the two belong to images of different sizes.
     """
-    a, b = foreground(truth), foreground(prediction)
+    return _counts(foreground(truth), foreground(prediction))
+
+
+def _counts(a: np.ndarray, b: np.ndarray) -> PixelCounts:
     if a.shape != b.shape:
         raise ValueError(f"pixel_counts: truth covers {a.shape} pixels, prediction {b.shape}; both must belong to the same "
                          "image. Check the pairing of files, and whether one of them was resized or cropped.")

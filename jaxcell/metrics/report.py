@@ -12,7 +12,8 @@ import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from matplotlib.figure import Figure
 
 from jaxcell.metrics.bootstrap import bootstrap_interval
 from jaxcell.metrics.errors import ErrorCounts, error_counts
-from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, coco_scores, rank_detections
+from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, RankedDetections, coco_scores, rank_detections
 from jaxcell.metrics.matching import ChallengeCounts, Counts, as_instances, challenge_counts, divide, match_counts, overlap_table
-from jaxcell.metrics.pixels import PixelCounts, foreground, pixel_counts
+from jaxcell.metrics.pixels import PixelCounts, foreground, overlap_counts, pixel_counts
 from jaxcell.metrics.regions import IOU_THRESHOLDS, RegionCounts, region_counts
 from jaxcell.types import Instances
 
@@ -63,6 +64,9 @@ DEFINITIONS: dict[str, str] = {
         "without prediction has DSC 0 and HD95 0, one with a prediction but no cell DSC 1 and HD95 0, one with neither DSC 0 "
         "and IoU 1. IoU@t is the share of images that reach t, and mAP the mean of those shares at 0.5, 0.75 and 0.9: none "
         "of it counts cells, and it is no average precision (for that see AP). Pooled is the mean over images.",
+    "overlap F1, overlap precision, overlap recall": "F1 (Dice), precision and recall of the pixels that lie in two cells or "
+                                                     "more. Undefined where neither side has such pixels; a method that cannot "
+                                                     "overlap scores 0.",
     "error types": "By deepcell's ObjectMetrics. A pair is correct if its IoU exceeds 0.6 (cutoff 0.4). Cells left over hang "
                    "together from IoU 0.1 on, or if one lies to more than half in the other: several true cells and one "
                    "predicted are a merge, one true and several predicted a split, several of both a catastrophe. All others "
@@ -77,6 +81,9 @@ DEFINITIONS: dict[str, str] = {
     "AP small, AP medium, AP large": "AP of the true cells whose area lies in that band (limits: see the settings). A "
                                      "prediction counts neither for nor against if it found a cell outside the band, or "
                                      "none and is outside itself. Undefined without true cells in the band.",
+    "error analysis": "COCO scores of changed predictions. True masks: each has the mask of the true cell with which its Dice is "
+                      "largest, so that what is still missing is not lost in drawing. Best matched: only those of the "
+                      "one-to-one matching with the true cells of largest Dice (0.5 at least), so that no ranking is at fault.",
     "AR@n": "COCO average recall with at most n predictions per image, mean over IoU 0.50:0.95.",
     "AR small, AR medium, AR large": "AR of the true cells whose area lies in that band, with at most as many predictions "
                                      "per image as AP allows.",
@@ -99,12 +106,14 @@ class ImageCounts:
     challenge: ChallengeCounts
     pixels: PixelCounts
     errors: ErrorCounts
+    overlaps: PixelCounts
     regions: RegionCounts
 
     def row(self) -> np.ndarray:
         """[..., K] float64: the counts side by side (exact up to 2**53), to add up and to resample."""
         m, c, p = self.matches, self.challenge, self.pixels
-        last = [c.tp, c.fp, c.fn, c.truth, c.prediction, *(x[..., None] for x in (p.intersection, p.truth, p.prediction))]
+        areas = [x[..., None] for part in (p, self.overlaps) for x in (part.intersection, part.truth, part.prediction)]
+        last = [c.tp, c.fp, c.fn, c.truth, c.prediction, *areas]
         return np.concatenate([m.tp, m.fp, m.fn, m.iou, *last, self.errors.row(), self.regions.row()], axis=-1, dtype=np.float64)
 
     @staticmethod
@@ -114,8 +123,8 @@ class ImageCounts:
         matches = Counts(*(rows[..., i * count:(i + 1) * count] for i in range(4)))
         rest = rows[..., 4 * count:]
         challenge = ChallengeCounts(*(rest[..., i:i + 1] for i in range(5)))
-        pixels = PixelCounts(*(rest[..., i] for i in (5, 6, 7)))
-        return ImageCounts(matches, challenge, pixels, ErrorCounts.of_rows(rest[..., 8:-_REGIONS]),
+        pixels, overlaps = (PixelCounts(*(rest[..., i] for i in range(start, start + 3))) for start in (5, 8))
+        return ImageCounts(matches, challenge, pixels, ErrorCounts.of_rows(rest[..., 11:-_REGIONS]), overlaps,
                            RegionCounts.of_rows(rest[..., -_REGIONS:]))
 
 
@@ -154,13 +163,16 @@ SCORES: dict[str, Score] = {
     "MorphoSeg HD95": lambda counts: divide(counts.regions.released_hd95, counts.regions.images),
     **{f"MorphoSeg IoU@{t:g}": _passed(lambda r: r.released_fractions, i) for i, t in enumerate(IOU_THRESHOLDS)},
     "MorphoSeg mAP": lambda counts: counts.regions.released_fractions.mean(-1),
+    "overlap F1": lambda counts: counts.overlaps.dice,
+    "overlap precision": lambda counts: counts.overlaps.precision,
+    "overlap recall": lambda counts: counts.overlaps.recall,
     "deepcell F1": lambda counts: counts.errors.f1,
     "deepcell precision": lambda counts: counts.errors.precision,
     "deepcell recall": lambda counts: counts.errors.recall,
 }
 
 _TABLE = ("F1@0.5", "precision@0.5", "recall@0.5", "F1@0.75", "F1@0.5:0.95", "Jaccard-AP@0.5", "Jaccard-AP@0.75",
-          "Jaccard-AP@0.9", "Jaccard-AP@0.5:0.95", "PQ", "SQ", "RQ", "challenge F1", "Dice", "IoU")
+          "Jaccard-AP@0.9", "Jaccard-AP@0.5:0.95", "PQ", "SQ", "RQ", "challenge F1", "Dice", "IoU", "overlap F1")
 # Column -> count of `ErrorCounts`.
 _ERROR_TABLE = {"cells": "cells", "predicted": "predictions", "correct": "correct", "missed": "missed", "gained": "gained",
                 "merges": "merges", "lost": "missed_in_merges", "splits": "splits", "surplus": "gained_in_splits",
@@ -191,6 +203,7 @@ class Report:
       images: per image "name", "modality", "cells", "predictions", "TP", "FP", "FN" (at IoU 0.5), "errors" and "scores": {name:
         value}.
       definitions: what each name means.
+      analyses: name -> COCO's numbers of all images after predictions were changed by an analysis; empty if none was asked for.
     """
 
     settings: Mapping[str, Any]
@@ -198,6 +211,7 @@ class Report:
     modalities: Mapping[str, Mapping[str, Any]]
     images: Sequence[Mapping[str, Any]]
     definitions: Mapping[str, str]
+    analyses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def pooled_f1(self) -> float:
@@ -207,7 +221,8 @@ class Report:
 
 def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances | np.ndarray]], *,
              sizes: Mapping[str, tuple[float, float]] = COCO_SIZES, limits: Sequence[int] = LIVECELL_DETECTIONS,
-             confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Report:
+             confidence: float = 0.95, resamples: int = 1000, seed: int = 0,
+             analyses: Mapping[str, Callable[[Instances, Instances], Instances]] | None = None) -> Report:
     """Scores predictions image by image; only counts stay in memory.
 
     Args:
@@ -217,12 +232,15 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
       confidence: of the bootstrap intervals, in (0, 1).
       resamples: sets of images drawn for them.
       seed: of the draw.
+      analyses: name -> (truth, prediction) -> changed prediction, whose COCO scores are wanted too; such as `analysis.ANALYSES`.
 
     Raises:
       ValueError: no pairs, or truth and prediction of different sizes (the message names the image).
     """
     images: list[dict[str, Any]] = []
     rows, ranked = [], []
+    analyses = {} if analyses is None else analyses
+    changed: dict[str, list[RankedDetections]] = {name: [] for name in analyses}
     for name, modality, truth_cells, predicted_cells in pairs:
         truth, prediction = as_instances(truth_cells), as_instances(predicted_cells)
         if truth.shape != prediction.shape:
@@ -231,10 +249,13 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
                              "that neither was resized.")
         table = overlap_table(truth, prediction)
         counts = ImageCounts(match_counts(table, thresholds=THRESHOLDS), challenge_counts(truth, prediction),
-                             pixel_counts(truth, prediction), error_counts(table),
+                             pixel_counts(truth, prediction), error_counts(table), overlap_counts(truth, prediction),
                              region_counts(foreground(truth), foreground(prediction)))
         rows.append(counts.row())
-        ranked.append(rank_detections(truth, prediction, thresholds=THRESHOLDS, sizes=sizes, limit=max(limits)))
+        rank = partial(rank_detections, truth, thresholds=THRESHOLDS, sizes=sizes, limit=max(limits))
+        ranked.append(rank(prediction))
+        for analysis, change in analyses.items():
+            changed[analysis].append(rank(change(truth, prediction)))
         images.append({"name": name, "modality": modality, "cells": len(truth), "predictions": len(prediction)}
                       | {"TP": int(counts.matches.tp[0]), "FP": int(counts.matches.fp[0]), "FN": int(counts.matches.fn[0])}
                       | {"errors": _named(counts.errors)}
@@ -256,7 +277,9 @@ def evaluate(pairs: Iterable[tuple[str, str, Instances | np.ndarray, Instances |
         overall=summary(range(len(images))),
         modalities={m: summary([i for i, image in enumerate(images) if image["modality"] == m])
                     for m in sorted({image["modality"] for image in images})},
-        images=images, definitions=DEFINITIONS)
+        images=images, definitions=DEFINITIONS,
+        analyses={name: coco_scores(images_of, thresholds=THRESHOLDS, sizes=sizes, limits=limits)
+                  for name, images_of in changed.items()})
 
 
 def _named(errors: ErrorCounts) -> dict[str, int]:
@@ -340,6 +363,10 @@ def to_table(report: Report) -> str:
 
     parts.append(_markdown(["COCO masks", *overall["coco"]],
                            [[name, *map(_number, group["coco"].values())] for name, group in groups]))
+    if report.analyses:
+        parts.append(_markdown(["error analysis", *overall["coco"]], [
+            ["predictions as they are", *map(_number, overall["coco"].values())],
+            *([name, *map(_number, coco.values())] for name, coco in report.analyses.items())]))
     bands = ", ".join(f"{name} {low:g} to {high:g}" if high < 1e9 else f"{name} from {low:g}"
                       for name, (low, high) in settings["coco_sizes"].items())
     parts.append(f"COCO settings: at most {max(settings['coco_limits'])} predictions per image; areas in px: {bands}. "

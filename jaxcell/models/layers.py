@@ -21,8 +21,8 @@ from jax import lax
 from jaxcell.models.backend import precise, stored, sum_of_pixels
 from jaxcell.models.convolution import convolve, convolve_transposed
 
-__all__ = ["BatchNorm", "Conv", "ConvBlock", "ConvTranspose", "GroupNorm", "InstanceNorm", "Part", "ResidualBlock",
-           "fan_in_uniform", "fan_out_normal"]
+__all__ = ["BatchNorm", "Conv", "ConvBlock", "ConvTranspose", "GroupNorm", "InstanceNorm", "NoNorm", "Part", "ResidualBlock",
+           "SqueezeExcite", "fan_in_uniform", "fan_out_normal"]
 
 Part = Callable[..., Any]   # a constructor of modules, parts bound with functools.partial
 
@@ -212,6 +212,38 @@ class InstanceNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         one, zero = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
         return _normalise(x, one, zero, _mean_of_pixels, self.epsilon)[0].astype(self.dtype)
+
+
+class NoNorm(nn.Module):
+    """In the place of a norm: nothing happens."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class SqueezeExcite(nn.Module):
+    """Every channel weighted by a number in (0, 1) that depends on the means of all channels.
+
+    The weights are sown as "scale", [B, C], into the collection "intermediates".
+
+    Attributes:
+      reduction: the hidden layer has 1 / reduction of the channels.
+
+    Source: Hu et al., "Squeeze-and-excitation networks", CVPR 2018.
+    """
+
+    conv: Part
+    reduction: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        mean = (sum_of_pixels(precise(x)) / (height * width)).reshape(batch, 1, 1, channels)
+        hidden = nn.relu(self.conv(channels // self.reduction, 1, use_bias=True, name="squeeze")(mean))
+        scale = nn.sigmoid(self.conv(channels, 1, use_bias=True, name="excite")(hidden))
+        self.sow("intermediates", "scale", scale[:, 0, 0])
+        return stored(x * scale)
 
 
 class ConvBlock(nn.Module):

@@ -138,35 +138,6 @@ def resize_bilinear(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return x
 
 
-def _lerp(x: jax.Array, factor: int, axis: int) -> jax.Array:
-    """Enlarges one axis by a whole factor."""
-    before, after = _neighbours(x, axis)
-    phases = []
-    for phase in range(factor):
-        shift = (phase + 0.5) / factor - 0.5
-        phases.append(x * (1 + shift) - before * shift if shift < 0 else x * (1 - shift) + after * shift)
-    return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], x.shape[axis] * factor, *x.shape[axis + 1:])
-
-
-def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """x shifted by one each way, borders repeated: what is before each value, and what is after it."""
-    length = x.shape[axis]
-    first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, length - 1, length, axis=axis)
-    before = jnp.concatenate([first, lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis)
-    return before, jnp.concatenate([lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
-
-
-def _bilinear_matrix(have: int, want: int) -> np.ndarray:
-    """[want, have] weights of linear interpolation between pixel centres."""
-    source = np.maximum((np.arange(want) + 0.5) * have / want - 0.5, 0)
-    low = np.minimum(source.astype(np.int64), have - 1)
-    high = np.minimum(low + 1, have - 1)
-    matrix = np.zeros((want, have))
-    np.add.at(matrix, (np.arange(want), low), 1 - (source - low))
-    np.add.at(matrix, (np.arange(want), high), source - low)
-    return matrix
-
-
 @jax.named_scope("resize_corner_aligned")
 def resize_corner_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Linear interpolation on a grid whose corners are the old grid's: PyTorch's "bilinear" with align_corners=True.
@@ -178,32 +149,58 @@ def resize_corner_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
       shape: (rows, columns) of the result.
 
     Returns:
-      [B, *shape, C].
+      [B, *shape, C]; output i of an axis of n pixels lies at i * (n - 1) / (wanted - 1).
     """
-    for axis, length in zip((1, 2), shape, strict=True):
+    for axis, want in zip((1, 2), shape, strict=True):
         have = x.shape[axis]
-        if length == 2 * have:
-            x = _double_corner_aligned(x, axis)
-        elif length != have:
-            x = _apply_matrix(x, _corner_aligned_matrix(have, length), axis)
+        if want == 2 * have:
+            x = _double(x, axis)
+        elif want != have:
+            x = _apply_matrix(x, _linear_matrix(np.arange(want) * ((have - 1) / max(want - 1, 1)), have), axis)
     return x
 
 
-def _double_corner_aligned(x: jax.Array, axis: int) -> jax.Array:
-    """Doubles one axis of n values: number 2j lies j / (2n - 1) before value j, number 2j + 1 (n - 1 - j) / (2n - 1) after it."""
+def _double(x: jax.Array, axis: int) -> jax.Array:
+    """Enlarges one axis twice: output 2 k lies k / (2 n - 1) before pixel k, the next one (n - 1 - k) / (2 n - 1) behind it."""
+    have, (before, after) = x.shape[axis], _neighbours(x, axis)
+    back = jnp.asarray(np.arange(have) / (2 * have - 1), x.dtype).reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    on = jnp.flip(back, 0)
+    return _interleave([x + back * (before - x), x + on * (after - x)], axis)
+
+
+def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The pixel before each one and the one after, borders repeated."""
     length = x.shape[axis]
-    rising = (np.arange(length) / (2 * length - 1)).reshape(-1, *(1,) * (x.ndim - 1 - axis))
-    back, forth = jnp.asarray(rising, x.dtype), jnp.asarray(rising[::-1], x.dtype)
+    first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, length - 1, length, axis=axis)
+    return (jnp.concatenate([first, lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis),
+            jnp.concatenate([lax.slice_in_dim(x, 1, length, axis=axis), last], axis))
+
+
+def _interleave(phases: Sequence[jax.Array], axis: int) -> jax.Array:
+    shape = phases[0].shape
+    return jnp.stack(phases, axis + 1).reshape(*shape[:axis], shape[axis] * len(phases), *shape[axis + 1:])
+
+
+def _lerp(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    """Enlarges one axis by a whole factor."""
     before, after = _neighbours(x, axis)
-    doubled = jnp.stack([x + (before - x) * back, x + (after - x) * forth], axis + 1)
-    return doubled.reshape(*x.shape[:axis], 2 * length, *x.shape[axis + 1:])
+    phases = []
+    for phase in range(factor):
+        shift = (phase + 0.5) / factor - 0.5
+        phases.append(x * (1 + shift) - before * shift if shift < 0 else x * (1 - shift) + after * shift)
+    return _interleave(phases, axis)
 
 
-def _corner_aligned_matrix(have: int, want: int) -> np.ndarray:
-    """[want, have] weights of linear interpolation between the first and the last value."""
-    source = np.arange(want) * ((have - 1) / max(want - 1, 1))
-    low = np.minimum(source.astype(np.int64), max(have - 2, 0))
-    matrix = np.zeros((want, have))
-    np.add.at(matrix, (np.arange(want), low), 1 - (source - low))
-    np.add.at(matrix, (np.arange(want), np.minimum(low + 1, have - 1)), source - low)
+def _bilinear_matrix(have: int, want: int) -> np.ndarray:
+    """[want, have] weights of linear interpolation between pixel centres."""
+    return _linear_matrix(np.maximum((np.arange(want) + 0.5) * have / want - 0.5, 0), have)
+
+
+def _linear_matrix(source: np.ndarray, have: int) -> np.ndarray:
+    """[want, have] weights of linear interpolation at the places `source` [want], in pixels from the first one's centre."""
+    low = np.minimum(source.astype(np.int64), have - 1)
+    high = np.minimum(low + 1, have - 1)
+    matrix, rows = np.zeros((len(source), have)), np.arange(len(source))
+    np.add.at(matrix, (rows, low), 1 - (source - low))
+    np.add.at(matrix, (rows, high), source - low)
     return matrix

@@ -47,7 +47,7 @@ def test_cells_that_are_there_already_count():
     assert set(np.unique(picture.layers[0])) == {-1, 0, 7, 8}
 
 
-SOURCE = SyntheticSource(4, size=96, kind="phase", seed=3, overlap=0.3, radius=(7, 10), coverage=(0.2, 0.3))
+SOURCE = SyntheticSource(4, size=96, modality="phase", seed=3, overlap=0.3, radius=(7, 10), coverage=(0.2, 0.3))
 
 
 @pytest.mark.parametrize("kind", ["empty", "real"])

@@ -88,7 +88,7 @@ def test_cells_are_in_one_piece_and_hold_their_nuclei(form):
 
 @pytest.mark.parametrize("form", SHAPES)
 def test_no_cell_of_a_scene_is_lost_in_its_labels(form):
-    source = SyntheticSource(4, size=128, seed=5, kind="phase", shape=form, overlap=0.6, **CROWDED)
+    source = SyntheticSource(4, size=128, seed=5, modality="phase", shape=form, overlap=0.6, **CROWDED)
     layered = 0
     for index, sample in enumerate(source):
         rng = np.random.default_rng((5, index))
@@ -108,7 +108,7 @@ def test_no_cell_of_a_scene_is_lost_in_its_labels(form):
 @pytest.mark.parametrize("kind", ["fluorescence", "phase"])
 def test_nuclei_carry_the_id_of_the_cell_they_lie_in(form, kind):
     found = 0
-    for sample in SyntheticSource(3, size=128, seed=2, kind=kind, shape=form, overlap=0.6, **CROWDED):
+    for sample in SyntheticSource(3, size=128, seed=2, modality=kind, shape=form, overlap=0.6, **CROWDED):
         assert sample.nuclei.dtype == np.int32
         inside = sample.nuclei > 0
         assert (sample.labels == sample.nuclei[..., None]).any(axis=-1)[inside].all()
@@ -124,12 +124,12 @@ def test_nuclei_carry_the_id_of_the_cell_they_lie_in(form, kind):
 # ---------------------------------------------------------------- pictures
 @pytest.mark.parametrize("kind", [*CHANNELS, "mixed"])
 def test_samples_depend_on_seed_index_and_options_alone(kind):
-    source = SyntheticSource(20, size=(64, 80), seed=3, kind=kind, shape="mixed")
-    again = pickle.loads(pickle.dumps(SyntheticSource(33, size=(64, 80), seed=3, kind=kind, shape="mixed")))
+    source = SyntheticSource(20, size=(64, 80), seed=3, modality=kind, shape="mixed")
+    again = pickle.loads(pickle.dumps(SyntheticSource(33, size=(64, 80), seed=3, modality=kind, shape="mixed")))
     for index in (16, 0, 7, 3):
         assert digest(source[index]) == digest(again[index]) == digest(source[index])
     assert len({digest(sample) for sample in source}) == 20
-    assert digest(SyntheticSource(1, size=(64, 80), seed=4, kind=kind, shape="mixed")[0]) != digest(source[0])
+    assert digest(SyntheticSource(1, size=(64, 80), seed=4, modality=kind, shape="mixed")[0]) != digest(source[0])
     assert len(set(source.names)) == 20 and source[-1].name == source.names[19]
 
 
@@ -137,7 +137,7 @@ def test_samples_depend_on_seed_index_and_options_alone(kind):
 @pytest.mark.parametrize("kind", [*CHANNELS, "mixed"])
 def test_every_kind_of_every_shape_is_a_picture_of_its_cells(kind, form):
     ratios = []
-    for index, sample in enumerate(SyntheticSource(5, size=(96, 128), seed=1, kind=kind, shape=form, radius=(9, 12))):
+    for index, sample in enumerate(SyntheticSource(5, size=(96, 128), seed=1, modality=kind, shape=form, radius=(9, 12))):
         modality = MIXED[index % 5] if kind == "mixed" else sample.modality
         channels = {"brightfield stained tissue": 3}.get(modality, 1) if kind == "mixed" else CHANNELS[kind]
         assert (sample.image.shape, sample.image.dtype, sample.modality) == ((96, 128, channels), np.uint8, modality)
@@ -152,21 +152,21 @@ def test_every_kind_of_every_shape_is_a_picture_of_its_cells(kind, form):
 
 def test_sixteen_bits_are_those_of_a_camera():
     for kind in CHANNELS:
-        image = SyntheticSource(1, size=64, kind=kind, bits=16)[0].image
+        image = SyntheticSource(1, size=64, modality=kind, bits=16)[0].image
         assert image.dtype == np.uint16 and 255 < image.max() <= 4095
 
 
 def test_nuclei_can_be_seen():
-    for sample in SyntheticSource(4, size=128, seed=2, kind="fluorescence", shape="irregular", radius=(20, 25), overlap=0.0):
+    for sample in SyntheticSource(4, size=128, seed=2, modality="fluorescence", shape="irregular", radius=(20, 25), overlap=0.0):
         body = (sample.labels[..., 0] > 0) & (sample.nuclei == 0)
         assert sample.image[sample.nuclei > 0].mean() > 1.2 * sample.image[body].mean()
-    for sample in SyntheticSource(4, size=128, seed=2, kind="stained", shape="irregular", radius=(20, 25), overlap=0.0):
+    for sample in SyntheticSource(4, size=128, seed=2, modality="stained", shape="irregular", radius=(20, 25), overlap=0.0):
         body = (sample.labels[..., 0] > 0) & (sample.nuclei == 0)
         assert sample.image[sample.nuclei > 0].mean() < 0.9 * sample.image[body].mean()
 
 
 def test_phase_contrast_has_dark_cells_with_bright_halos():
-    for sample in SyntheticSource(6, size=128, seed=4, kind="phase", shape="elongated", radius=(5, 7), coverage=(0.1, 0.2)):
+    for sample in SyntheticSource(6, size=128, seed=4, modality="phase", shape="elongated", radius=(5, 7), coverage=(0.1, 0.2)):
         plane, covered = sample.image[..., 0].astype(float), (sample.labels > 0).any(axis=-1)
         around = ndimage.binary_dilation(covered, iterations=3) & ~ndimage.binary_dilation(covered, iterations=1)
         ground = np.median(plane[near_and_far(sample)[1]])
@@ -174,13 +174,13 @@ def test_phase_contrast_has_dark_cells_with_bright_halos():
 
 
 def test_fringes_of_brightfield_change_places_between_the_planes():
-    source = SyntheticSource(8, size=128, seed=4, kind="brightfield", radius=(6, 8), coverage=(0.1, 0.2))
+    source = SyntheticSource(8, size=128, seed=4, modality="brightfield", radius=(6, 8), coverage=(0.1, 0.2))
     assert np.median([np.corrcoef(sample.image[near_and_far(sample)[0]].T)[0, 1] for sample in source]) < -0.3
 
 
 def test_dic_is_bright_on_one_side_of_a_cell_and_dark_on_the_other():
     shares = []
-    for sample in SyntheticSource(8, size=128, seed=4, kind="dic", radius=(8, 12), coverage=(0.1, 0.2)):
+    for sample in SyntheticSource(8, size=128, seed=4, modality="dic", radius=(8, 12), coverage=(0.1, 0.2)):
         near, far = near_and_far(sample)
         contrast = sample.image[..., 0][near] - np.median(sample.image[..., 0][far])
         shares.append(abs(contrast.mean()) / np.abs(contrast).mean())
@@ -201,7 +201,7 @@ def test_defocus_follows_the_equation_of_intensity_transport():
 
 # ---------------------------------------------------------------- mistakes
 @pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "dark"}, "kind='dark' is unknown; it is one of fluorescence, stained, brightfield, phase, dic, pair, mixed"),
+    ({"modality": "dark"}, "modality='dark' is unknown; it is one of fluorescence, stained, brightfield, phase, dic, pair,"),
     ({"shape": "square"}, "shape='square' is unknown; it is one of round, elongated, irregular, neurites, mixed"),
     ({"stain": "green"}, "stain='green' is unknown; it is one of violet, white, pink, grey, mixed"),
     ({"radius": (0, 5)}, r"radius=\(0, 5\) is impossible"), ({"radius": (9, 5)}, r"radius=\(9, 5\)"),

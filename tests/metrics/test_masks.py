@@ -17,15 +17,16 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 BANDS = {"all": (0, 1e10), "small": (0, 30), "medium": (30, 80), "large": (80, 1e10)}
 
 
-def by_pycocotools(pairs, sizes, limits):
+def by_pycocotools(pairs, sizes, limits, crowds):
     """(AP [A, T], recall [A, T, limits]) of the reference implementation; -1 where undefined."""
     images, annotations, detections = [], [], []
-    for number, (truth, prediction) in enumerate(pairs, start=1):
+    for number, ((truth, prediction), crowd) in enumerate(zip(pairs, crowds, strict=True), start=1):
         images.append({"id": number, "height": truth.shape[0], "width": truth.shape[1]})
-        for target, cells in ((annotations, truth), (detections, prediction)):
-            for mask, score in zip(dense(cells), cells.scores, strict=True):
-                target.append({"id": len(target) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": int(mask.sum()),
-                               "score": float(score), "segmentation": rle.encode(np.asfortranarray(mask)), "bbox": [0, 0, 1, 1]})
+        for target, cells, shared in ((annotations, truth, crowd), (detections, prediction, np.zeros(len(prediction), bool))):
+            for mask, score, many in zip(dense(cells), cells.scores, shared, strict=True):
+                target.append({"id": len(target) + 1, "image_id": number, "category_id": 1, "iscrowd": int(many),
+                               "area": int(mask.sum()), "score": float(score), "bbox": [0, 0, 1, 1],
+                               "segmentation": rle.encode(np.asfortranarray(mask))})
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
@@ -42,19 +43,22 @@ def by_pycocotools(pairs, sizes, limits):
     return run.eval["precision"][:, :, 0, :, -1].mean(1).T, run.eval["recall"][:, 0].transpose(1, 0, 2)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(8))
-def test_equals_pycocotools(seed):
+def test_equals_pycocotools(seed, share):
     rng = np.random.default_rng(seed)
-    pairs = []
+    pairs, crowds = [], []
     for count in (12, 0, 5, 20):
         truth = random_cells(rng, count)
         prediction = jittered(rng, Instances.concatenate([truth, truth]), step=1)
         prediction = Instances.concatenate([prediction, random_cells(rng, 3)])
         scores = np.round(rng.random(len(prediction)), 1).astype(np.float32)          # many ties
+        crowds.append(rng.random(count) < share)
         pairs.append((truth, Instances(prediction.shape, prediction.boxes, prediction.masks, scores)))
     limits = (1, 5, 100)
-    expected_ap, expected_recall = by_pycocotools(pairs, BANDS, limits)
-    ranked = [masks.rank_detections(a, b, thresholds=THRESHOLDS, sizes=BANDS, limit=max(limits)) for a, b in pairs]
+    expected_ap, expected_recall = by_pycocotools(pairs, BANDS, limits, crowds)
+    ranked = [masks.rank_detections(a, b, thresholds=THRESHOLDS, sizes=BANDS, limit=max(limits), crowd=crowd)
+              for (a, b), crowd in zip(pairs, crowds, strict=True)]
     for i, limit in enumerate(limits):
         ap, recall = masks.average_precision(ranked, limit=limit)
         np.testing.assert_allclose(recall, expected_recall[..., i], rtol=1e-12)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from metrics.cells import jittered, random_cells, squares
 
+from jaxcell.metrics.analysis import ANALYSES
 from jaxcell.metrics.errors import error_counts
 from jaxcell.metrics.masks import LIVECELL_SIZES
 from jaxcell.metrics.matching import challenge_counts, match, overlap_table
-from jaxcell.metrics.pixels import foreground, pixel_counts
+from jaxcell.metrics.pixels import foreground, overlap_counts, pixel_counts
 from jaxcell.metrics.regions import region_counts
 from jaxcell.metrics.report import DEFINITIONS, SCORES, THRESHOLDS, ImageCounts, evaluate, plot, to_json, to_table
 
@@ -52,9 +53,9 @@ def test_rows_carry_all_counts():
     prediction = jittered(rng, truth)
     counts = ImageCounts(match(truth, prediction, thresholds=THRESHOLDS), challenge_counts(truth, prediction),
                          pixel_counts(truth, prediction), error_counts(overlap_table(truth, prediction)),
-                         region_counts(foreground(truth), foreground(prediction)))
+                         overlap_counts(truth, prediction), region_counts(foreground(truth), foreground(prediction)))
     back = ImageCounts.of_rows(np.stack([counts.row(), 2 * counts.row()]))
-    for part in ("matches", "challenge", "pixels", "errors", "regions"):
+    for part in ("matches", "challenge", "pixels", "errors", "overlaps", "regions"):
         for name, value in vars(getattr(counts, part)).items():
             np.testing.assert_array_equal(vars(getattr(back, part))[name], np.stack([value, 2 * value]))
 
@@ -123,6 +124,25 @@ def test_table_lines_up_and_plot_is_written(tmp_path):
     plot(report, tmp_path / "report.png")
     plot(evaluate([("c", "only empty", NONE, NONE)], resamples=2), tmp_path / "empty.png")
     assert (tmp_path / "report.png").stat().st_size > 10_000 and (tmp_path / "empty.png").exists()
+
+
+def test_overlaps_are_scored_pixel_by_pixel():
+    truth = squares((10, 10, 20, 20), (15, 10, 25, 20))        # 5 rows of 10 pixels in both
+    found = squares((10, 10, 20, 20), (18, 10, 28, 20))        # 2 of them
+    scores = evaluate([("x", "m", truth, found)], resamples=2).images[0]["scores"]
+    assert scores["overlap F1"] == pytest.approx(2 * 20 / (50 + 20))
+    assert (scores["overlap precision"], scores["overlap recall"]) == (1.0, pytest.approx(0.4))
+    report = evaluate([("x", "m", truth, ONE), ("y", "m", TWO, TWO)], resamples=2)
+    assert report.overall["scores"]["overlap F1"]["images"] == 1 and report.images[0]["scores"]["overlap F1"] == 0
+
+
+def test_error_analyses_stand_beside_the_scores():
+    report = evaluate([("x", "m", TWO, squares((10, 10, 20, 17), (30, 0, 40, 5)))], resamples=2, analyses=ANALYSES)
+    assert report.overall["coco"]["AP75"] == 0
+    assert report.analyses["true masks"]["AP75"] == pytest.approx(51 / 101)     # the second touches no cell
+    assert "| error analysis" in to_table(report) and set(report.analyses) == set(ANALYSES)
+    assert "| error analysis" not in to_table(evaluate(by_hand(), resamples=2))
+    assert json.loads(to_json(report))["analyses"]["best matched"]["AP50"] == pytest.approx(51 / 101)
 
 
 def test_masks_are_released_image_by_image():

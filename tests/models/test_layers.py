@@ -16,7 +16,14 @@ from jaxcell.models.backend import compiler_options, stored
 from jaxcell.models.convolution import convolve, convolve_transposed
 from jaxcell.models.encoders.resnet import Bottleneck
 from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose, GroupNorm
-from jaxcell.models.resize import adaptive_average_pool, average_pool, max_pool, resize_bilinear, resize_nearest
+from jaxcell.models.resize import (
+    adaptive_average_pool,
+    average_pool,
+    max_pool,
+    resize_bilinear,
+    resize_corner_aligned,
+    resize_nearest,
+)
 from jaxcell.system import System
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
 from jaxcell.training.objectives import supervised
@@ -209,6 +216,22 @@ def test_adaptive_average_pool_with_overlapping_windows(size):
 def test_resize_bilinear(shape):
     assert_same(lambda x: resize_bilinear(x, shape),
                 lambda x: jax.image.resize(x, (2, *shape, 3), "bilinear", antialias=False), normal(2, 4, 5, 3))
+
+
+def interpolated(x, factor, axis):
+    """Between corners, from the definition: a row of distances for every output."""
+    have = x.shape[axis]
+    places = jnp.arange(factor * have) * (have - 1) / max(factor * have - 1, 1)
+    near = jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(have)))
+    return jnp.moveaxis(jnp.tensordot(near, x, (1, axis)), 0, axis)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 16])
+@pytest.mark.parametrize("shape", [(4, 5), (1, 2)])
+def test_resize_corner_aligned(shape, factor):
+    larger = [factor * n for n in shape]
+    assert_same(lambda x: resize_corner_aligned(x, larger), lambda x: interpolated(interpolated(x, factor, 1), factor, 2),
+                normal(2, *shape, 3))
 
 
 def test_resize_bilinear_by_hand():

@@ -58,5 +58,13 @@ def _morphoseg(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
     return {"classes": np.where(target["classes"][..., None] == np.arange(2), 10, -10).astype(np.float32)}
 
 
+def _sparse_seunet(target: Mapping[str, np.ndarray], config: Any) -> Arrays:
+    """Sure logits: a query for each place of a cell, and the planes."""
+    said = {"masks": target["masks"], "scores": target["present"]} if config.model.branches != "none" else {}
+    said |= {name: target[name] for name in config.model.heads}
+    return {name: np.where(value > 0, 10.0, -10.0).astype(np.float32) for name, value in said.items()}
+
+
 PERFECT_OUTPUTS: dict[str, Callable[[Mapping[str, np.ndarray], Any], Arrays]] = {
-    "contour_proposal": _contour_proposal, "maunet": _maunet, "mesmer": _mesmer, "morphoseg": _morphoseg}
+    "contour_proposal": _contour_proposal, "maunet": _maunet, "mesmer": _mesmer, "morphoseg": _morphoseg,
+    "sparse_seunet": _sparse_seunet}

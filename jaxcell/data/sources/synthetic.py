@@ -30,7 +30,7 @@ BARE = {("fluorescence", "round"), ("stained", "round"), ("stained", "elongated"
 class SyntheticSource:
     """Cells under a microscope: touching, overlapping, out of focus, under uneven light, with noise and debris.
 
-    Sample i depends on (seed, i, options) alone. Another seed gives unseen images of the same kind.
+    Sample i depends on (seed, i, options) alone. Another seed gives unseen images like them.
 
     A cell's label is its whole outline, also under others (label layers), unless it was pressed flat against a neighbour; a
     cell is one piece of at least 25 pixels. `Sample.nuclei` holds the part of each cell that is its nucleus, under the cell's
@@ -38,7 +38,7 @@ class SyntheticSource:
     cells) show nuclei alone: there cell and nucleus are the same.
     """
 
-    def __init__(self, count: int, *, size: int | tuple[int, int] = 256, seed: int = 0, kind: str = "fluorescence",
+    def __init__(self, count: int, *, size: int | tuple[int, int] = 256, seed: int = 0, modality: str = "fluorescence",
                  shape: str = "round", radius: tuple[float, float] = (6.0, 14.0), coverage: tuple[float, float] = (0.05, 0.35),
                  clustering: float = 0.4, overlap: float = 0.15, stain: str = "mixed", bits: int = 8) -> None:
         """Sets the scene; an image is drawn on access.
@@ -47,8 +47,8 @@ class SyntheticSource:
           count: number of samples.
           size: of the images: one side, or (H, W); at least 16 pixels.
           seed: of everything random.
-          kind: "fluorescence" (one plane), "stained" (tissue, RGB), "brightfield" (unstained; two planes, before and behind the
-            focus), "phase" (one plane), "dic" (one plane), "pair" (three planes of the same cells: phase contrast and the two
+          modality: "fluorescence" (one plane), "stained" (tissue, RGB), "brightfield" (unstained; two planes, before and behind
+            the focus), "phase" (one plane), "dic" (one plane), "pair" (three planes of the same cells: phase contrast and the two
             of brightfield) or "mixed" (all but pairs in turn, of brightfield the first plane, so that one network takes all).
           shape: "round", "elongated" (rods), "irregular" (spread, with corners), "neurites" (with thin branching processes) or
             "mixed" (an image of each in turn).
@@ -57,13 +57,13 @@ class SyntheticSource:
           coverage: range of the share of the image that cells cover, as far as they find room; within [0, 1].
           clustering: share of cells placed against another one, [0, 1].
           overlap: share of the meetings of two cells in which they overlap; else the later one is pressed flat, [0, 1].
-          stain: of kind "stained": "violet", "white", "pink", "grey" or "mixed" (drawn for each image).
+          stain: of modality "stained": "violet", "white", "pink", "grey" or "mixed" (drawn for each image).
           bits: 8 (uint8), or 16 (uint16 of a 12-bit camera, 0 to 4095).
 
         Raises:
           ValueError: an unknown name, or a number out of its range.
         """
-        _check_name("kind", kind, (*MODALITIES, "mixed"))
+        _check_name("modality", modality, (*MODALITIES, "mixed"))
         _check_name("shape", shape, (*SHAPES, "mixed"))
         _check_name("stain", stain, (*STAINS, "mixed"))
         sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -77,7 +77,7 @@ class SyntheticSource:
         _check(f"overlap={overlap}", 0 <= overlap <= 1, "it is a share of the meetings of two cells in [0, 1]")
         _check(f"bits={bits}", bits in (8, 16), "images have 8 or 16 bits")
         self._shape, self._seed, self._bits = sides, seed, bits
-        self._kinds: tuple[str, ...] = MIXED if kind == "mixed" else (kind,)
+        self._kinds: tuple[str, ...] = MIXED if modality == "mixed" else (modality,)
         self._forms = tuple(SHAPES) if shape == "mixed" else (shape,)
         self._stains = tuple(STAINS) if stain == "mixed" else (stain,)
         self._radius, self._coverage, self._clustering, self._overlap = radius, coverage, clustering, overlap

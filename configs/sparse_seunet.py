@@ -1,0 +1,351 @@
+"""SparseSEU-Net and SEU-Net (bachelor thesis of Y. Prytula, 2023). Variants, with the thesis' number beside ours:
+
+The thesis' data ("exhaustive": 28 brightfield fields of 1080x1080 with two focal planes, cells, nuclei and overlaps) were not
+published. DIR holds your own as `exhaustive`, in any layout of docs/data.md, cells that overlap in label layers.
+    python train.py --config configs/sparse_seunet.py:multi --workdir runs/multi --config.data.root=DIR
+    python evaluate.py --workdir runs/multi
+
+semantic_1head, semantic_nuclei, semantic_2head, semantic_3head, semantic_4head
+                      Tables 5.1 (cytoplasm) and 5.2 (nuclei): decoupled decoders for cytoplasm (nuclei in Table 5.2's base),
+                      + nuclei; cytoplasm, border, background; all four. AdamW 1e-5 / 1e-5, crops of 512, 4 a batch, 1000 epochs.
+                                          thesis: cytoplasm F1   IoU      nuclei F1   IoU      measured
+                          semantic_1head          0.9061         0.8300   -           -        not yet
+                          semantic_nuclei         -              -        0.8834      0.7911   not yet
+                          semantic_2head          0.9266         0.8613   0.8950      0.8101   not yet
+                          semantic_3head          0.9268         0.8636   -           -        not yet
+                          semantic_4head          0.9282         0.8661   0.9152      0.8437   not yet
+                      By a watershed semantic_4head gives cells: "SEU-Net + wtshd" of Table 5.7, AP 27.6, AP50 43.2, AP75 31.1,
+                      AP of small 0.5, medium 17.9, large 57.6. Measured: not yet.
+overlap_plain, overlap_v0, overlap_v1, overlap_v2, overlap_v3, overlap_v4, overlap_weighted
+                      Table 5.3: decoders for cytoplasm and overlap, the loss of the overlap guided by a map (equation 4.5; the
+                      last one by equation 5.1 and v4, of which the thesis says that it did not improve). Threshold 0.3.
+                                          thesis: overlap F1   IoU      precision   recall   measured
+                          overlap_plain           0.1073       0.0567   0.3352      0.0639   not yet
+                          overlap_v0              0.1884       0.1040   0.1855      0.1914   not yet
+                          overlap_v1              0.1843       0.1015   0.1549      0.2274   not yet
+                          overlap_v2              0.2001       0.1112   0.2168      0.1858   not yet
+                          overlap_v3              0.2219       0.1248   0.1865      0.2737   not yet
+                          overlap_v4              0.2490       0.1422   0.2177      0.2908   not yet
+single, multi, single_overlap, single_overlap_map, multi_objectness, multi_grouped, multi_grouped_soft, released
+                      Tables 5.7, 5.9 and 5.10: 100 sparse masks from branches on the last level or on all; branches that see an
+                      overlap decoder too, without and with its map v4; IoU-aware objectness (section 5.7.3, without a table).
+                      AdamW 1e-5, then 5e-5 / 0.005, 2 images a batch, 4 batches an update, 2000 epochs.
+                                              thesis: AP     AP50   AP75   small   medium   large   measured
+                          single                      39.6   75.8   34.1   12.7    42.8     39.5    not yet
+                          single_overlap              38.0   74.7   35.2    7.6    42.5     23.6    not yet
+                          single_overlap_map          38.8   76.9   35.4    9.2    42.7     29.1    not yet
+                          multi                       44.3   74.6   46.8   16.0    48.3     36.0    not yet
+                          multi_objectness         near 25                                          not yet
+                      Grouped maps (4 groups) are SparseInst's, with sigmoid and with softmax; the thesis has no number.
+                      `released` is the author's later configuration: softmax, a hidden layer, AdamW 1e-4 / 0.05, cosine to 1e-6.
+                      Departs: weight decay is 0.005 from the start; images are not resized to 512 as a whole but cut.
+livecell              Table 5.8: `single` on 2 % of LIVECell, 400 epochs; crops with more than 90 cells are made smaller.
+                      thesis: AP 21.8, AP50 44.7, AP75 22.3, small 26.5, medium 18.2, large 39.8. Measured: not yet.
+baby_yeast, baby_yeast_watershed
+                      small networks for 2 CPU cores on real overlapping yeast (five focal planes as channels): sparse masks with
+                      an overlap decoder, and the thesis' baseline of semantic maps and a watershed.
+                          python train.py --config configs/sparse_seunet.py:baby_yeast --workdir runs/baby_yeast \\
+                              --config.data.root=../shared/data --minutes=40
+                          python evaluate.py --workdir runs/baby_yeast --checkpoint=latest
+                      Measured: not yet.
+overlaps, overlaps_watershed
+                      the same on synthetic brightfield cells of which many overlap. Measured: not yet.
+own                   the network of `overlaps` on your own folder:
+                          python train.py --config configs/sparse_seunet.py:own --workdir runs/own --config.data.root=DIR
+                      DIR holds train/ and val/, or a manifest.csv with splits, or just images and labels (a fifth is held out).
+                      Where crops hold more cells than config.model.queries, --config.targets.crowd=shrink makes them smaller.
+toy                   seconds on a CPU: for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import ml_collections
+from ml_collections import config_dict
+
+FOUR = ("cytoplasm", "nuclei", "border", "background")
+
+
+def get_config(variant: str = "multi") -> ml_collections.ConfigDict:
+    """The config of one variant; every key can be set on the command line (`--config.a.b=c`)."""
+    if variant not in VARIANTS:
+        raise ValueError(f"sparse_seunet has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
+    config = _thesis()
+    VARIANTS[variant](config)
+    return config
+
+
+def _folder(root: str, split: str, modality: str = "") -> dict[str, object]:
+    return {"kind": "folder", "root": root, "split": split, "modality": modality, "labelled": True, "repeat": 1}
+
+
+def _thesis() -> ml_collections.ConfigDict:
+    """Table 5.10, multi-level."""
+    c = ml_collections.ConfigDict()
+    c.system = "sparse_seunet"
+    c.seed = 0
+    c.pretrained = ""                   # a published network to start from (.pt, .npz)
+
+    c.data = ml_collections.ConfigDict()
+    c.data.root = "data"                # the folder that holds the sources below
+    c.data.train = {"exhaustive": _folder("exhaustive", "train")}
+    c.data.val = {"exhaustive": _folder("exhaustive", "val")}
+    c.data.channels = 2                 # of the network: the lower and the higher focal plane
+    c.data.planes = ()                  # which channels of the files to take, such as (0, 2); (): all
+    c.data.normalize = {"name": "standardise"}  # and options of that function in jaxcell/data/normalize.py
+    c.data.augment = "sparse_seunet"    # a policy of jaxcell/data/augment/policies.py
+    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
+    c.data.crop = 512
+    c.data.batch_size = 2
+    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
+    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
+    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
+    c.data.prefetch = 4
+    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
+    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
+    c.data.disk_cache_gb = 20.0
+    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
+
+    c.model = ml_collections.ConfigDict()
+    c.model.width = 64                  # channels of every level
+    c.model.levels = 5
+    c.model.depth = 4                   # convolutions of each level, of encoder, decoders and branches
+    c.model.windows = (1, 2, 4, 8, 16)  # of the averages on every skip; sides divide by the largest * 2 ** (levels - 1)
+    c.model.pyramid_features = 16       # channels of each of them
+    c.model.heads = ()                  # decoupled decoders: cytoplasm, nuclei, border, background, overlap
+    c.model.condition = ""              # the head whose decoder instance and mask branch see too; "": none
+    c.model.branches = "multi"          # instance and mask branch on every level; "single": the last; "none": no instances
+    c.model.branch_norm = "batch"       # "none": as in SparseInst
+    c.model.instance_features = 256
+    c.model.mask_features = 128
+    c.model.kernel_features = 0         # channels of a 1x1 convolution behind the mask branch; 0: none
+    c.model.queries = 100               # N, the most cells of a crop or tile
+    c.model.activation = "sigmoid"      # of instance activation maps; the released code: "softmax"
+    c.model.groups = 1                  # maps of each instance
+    c.model.head_depth = 0              # hidden layers of the head; the released code: 1
+    c.model.objectness = False          # foretell the IoU of each mask
+    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
+
+    c.targets = ml_collections.ConfigDict()
+    c.targets.max_cells = 100           # of a crop, at most as many as queries
+    c.targets.crowd = "refuse"          # a crop with more cells ends the run; "shrink": it is made smaller
+    c.targets.overlap_map = "v4"
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.weights = {"scores": 2.0, "masks": 5.0, "dice": 5.0, "objectness": 2.0, "cytoplasm": 1.0, "nuclei": 1.0, "border": 1.0,
+                      "background": 1.0, "overlap": 1.0}
+    c.loss.matcher = "host"             # "device": array operations instead of scipy in a callback
+    c.loss.dice_weight = 0.8            # lambda of the matching
+    c.loss.alpha = 0.25                 # of focal losses
+    c.loss.gamma = 2.0
+    c.loss.iou_threshold = 0.5          # of probabilities, for the IoU that objectness foretells
+    c.loss.objectness_error = "squared"
+    c.loss.overlap = "focal"            # "reweighted": equation 4.5; "pixel_weighted": equation 5.1
+
+    c.decode = ml_collections.ConfigDict()
+    c.decode.mask_threshold = 0.5       # of masks, and of the maps before a watershed
+    c.decode.score_threshold = 0.05
+    c.decode.rescoring = "foreground"   # scores times the mean probability within the mask; "none": not
+    c.decode.objectness = False         # whether the foretold IoU counts in the score
+    c.decode.least_pixels = 1
+    c.decode.duplicate_iou = 1.0        # of two masks that agree more than this the less sure one goes; 1.0: all stay
+    c.decode.markers = "middle"         # of the watershed; "nuclei": of the head of that name
+    c.decode.prominence = 1.0
+    c.decode.radius = 2
+    c.decode.smoothing = 1.0
+
+    c.inference = ml_collections.ConfigDict()
+    c.inference.mode = "windows"        # each tile by itself; "blocks" for semantic networks
+    c.inference.tile = 512
+    c.inference.margin = 128            # at least the size of the largest cell
+    c.inference.block = 2048            # this and the next only of "blocks"
+    c.inference.halo = 256
+    c.inference.border = 3.0            # only of the mode "overlapping"
+    c.inference.batch = 2
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "adamw"
+    c.optimizer.weight_decay = 0.005
+    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped
+    c.optimizer.clip_each_norm = 0.0
+    c.optimizer.accumulate = 4          # batches of one update
+    # 1e-5, later 5e-5; the thesis does not say when. The schedule counts updates.
+    c.optimizer.schedule = {"name": "warmup_multistep", "base": 1e-5, "milestones": (2250,), "gamma": 5.0, "warmup_steps": 0,
+                            "warmup_factor": 1.0}
+
+    c.train = ml_collections.ConfigDict()
+    c.train.steps = 18_000              # 2000 epochs of 18 images
+    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
+    c.train.log_every = 50
+    c.train.eval_every = 900
+    c.train.eval_images = 5
+    c.train.checkpoint_every = 450
+    c.train.keep = 3
+    c.train.images = 5                  # validation images drawn at each evaluation
+    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
+    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
+    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
+
+    c.semi = ml_collections.ConfigDict()
+    c.semi.scheme = "none"              # this system has none
+    c.semi.unlabelled = ml_collections.ConfigDict()
+    c.semi.batch_size = 0
+    c.semi.augment = "flips"
+    c.semi.start_step = 0
+    c.semi.weight = 1.0
+    return c
+
+
+def _semantic(c: ml_collections.ConfigDict, *, heads: tuple[str, ...]) -> None:
+    c.model.update({"heads": heads, "branches": "none"})
+    c.data.batch_size = 4
+    c.optimizer.update({"weight_decay": 1e-5, "accumulate": 1})
+    c.optimizer.schedule = ml_collections.ConfigDict({"name": "constant", "base": 1e-5})
+    c.decode.least_pixels = 15
+    c.inference.update({"mode": "blocks", "margin": 128})
+    c.train.steps = 4500                # 1000 epochs of 18 images
+
+
+def _overlap(c: ml_collections.ConfigDict, *, loss: str, overlap_map: str = "v4") -> None:
+    _semantic(c, heads=("cytoplasm", "overlap"))
+    c.loss.overlap, c.targets.overlap_map = loss, overlap_map
+
+
+def _branches(c: ml_collections.ConfigDict, *, branches: str) -> None:
+    c.model.branches = branches
+
+
+def _single_overlap(c: ml_collections.ConfigDict, *, loss: str) -> None:
+    c.model.update({"branches": "single", "heads": ("overlap",), "condition": "overlap"})
+    c.loss.overlap = loss
+
+
+def _objectness(c: ml_collections.ConfigDict) -> None:
+    c.model.objectness = c.decode.objectness = True
+
+
+def _grouped(c: ml_collections.ConfigDict, *, activation: str) -> None:
+    c.model.update({"groups": 4, "activation": activation, "head_depth": 1})
+
+
+def _released(c: ml_collections.ConfigDict) -> None:
+    c.model.update({"activation": "softmax", "head_depth": 1, "objectness": True})
+    c.decode.mask_threshold = 0.1
+    c.optimizer.update({"weight_decay": 0.05, "accumulate": 1})
+    c.optimizer.schedule = ml_collections.ConfigDict(
+        {"name": "warmup_cosine", "base": 1e-4, "steps": c.train.get_ref("steps"), "warmup_steps": 0, "end": 1e-6})
+    c.train.steps = 9009                # 1001 epochs of 18 images
+
+
+def _livecell(c: ml_collections.ConfigDict) -> None:
+    def source(split: str) -> dict[str, object]:
+        return {"kind": "livecell", "root": "livecell", "split": split, "cell_type": config_dict.placeholder(str), "percent": 2}
+
+    c.model.branches = "single"
+    c.data.train = ml_collections.ConfigDict({"livecell": source("train")})
+    c.data.val = ml_collections.ConfigDict({"livecell": source("val")})
+    c.data.channels = 1
+    c.targets.update({"max_cells": 90, "crowd": "shrink"})
+    c.inference.update({"tile": 256, "margin": 0, "batch": 4})     # more than 100 cells do not fit into a larger tile
+    c.train.steps = 12_800              # 400 epochs of 64 images
+
+
+def _small(c: ml_collections.ConfigDict) -> None:
+    """A network for 2 CPU cores: three levels of 16 channels, and an overlap decoder that the branches see."""
+    c.model.update({"width": 16, "levels": 3, "depth": 2, "windows": (1, 2, 4, 8), "pyramid_features": 4, "instance_features": 48,
+                    "mask_features": 32, "queries": 40, "heads": ("overlap",), "condition": "overlap"})
+    c.targets.max_cells = 40
+    c.loss.overlap = "reweighted"
+    c.decode.update({"score_threshold": 0.3, "least_pixels": 15, "duplicate_iou": 0.7})
+    c.data.cache_gb = 2.0
+    c.optimizer = ml_collections.ConfigDict({
+        "name": "adamw", "weight_decay": 0.005, "clip_norm": 5.0, "clip_each_norm": 0.0, "accumulate": 1,
+        "schedule": {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 50}})
+
+
+def _to_watershed(c: ml_collections.ConfigDict, *, heads: tuple[str, ...]) -> None:
+    c.model.update({"heads": heads, "condition": "", "branches": "none"})
+    c.inference.update({"mode": "blocks", "margin": 32})
+
+
+def _baby_yeast(c: ml_collections.ConfigDict) -> None:
+    _small(c)
+    c.data.train = ml_collections.ConfigDict({"baby_yeast": _folder("baby_yeast", "train", "budding yeast")})
+    c.data.val = ml_collections.ConfigDict({"baby_yeast": _folder("baby_yeast", "val", "budding yeast")})
+    c.data.update({"channels": 5, "augment": "free", "crop": 96, "batch_size": 4, "reject_empty": 0.9})
+    c.model.queries = c.targets.max_cells = 16
+    c.inference.update({"tile": 128, "margin": 32, "block": 512, "halo": 64, "batch": 1})
+    c.train.update({"steps": 2000, "log_every": 20, "eval_every": 500, "eval_images": 1, "checkpoint_every": 200, "images": 1})
+
+
+def _overlaps(c: ml_collections.ConfigDict) -> None:
+    _small(c)
+
+    def source(count: int, seed: int) -> dict[str, object]:
+        return {"kind": "synthetic", "modality": "brightfield", "count": count, "size": 128, "seed": seed, "shape": "round",
+                "radius": (9.0, 14.0), "coverage": (0.15, 0.45), "clustering": 0.7, "overlap": 0.8}
+
+    c.data.train = ml_collections.ConfigDict({"synthetic": source(512, 1)})
+    c.data.val = ml_collections.ConfigDict({"synthetic": source(32, 2)})
+    c.data.update({"augment": "flips", "crop": 128, "batch_size": 4})
+    c.inference.update({"tile": 128, "margin": 32, "block": 512, "halo": 64, "batch": 4})
+    c.train.update({"steps": 2000, "log_every": 20, "eval_every": 500, "eval_images": 32, "checkpoint_every": 200, "images": 4})
+
+
+def _own(c: ml_collections.ConfigDict) -> None:
+    _overlaps(c)
+    c.data.root = "."
+    c.data.train = ml_collections.ConfigDict({"own": _folder("", "train")})
+    c.data.val = ml_collections.ConfigDict({"own": _folder("", "val")})
+    c.data.channels = 1
+    c.inference.update({"tile": 256, "margin": 64, "batch": 2})
+    c.train.update({"eval_every": 200, "eval_images": 16})
+
+
+def _toy(c: ml_collections.ConfigDict) -> None:
+    _small(c)
+    c.model.update({"width": 16, "levels": 2, "instance_features": 16, "mask_features": 16})
+    c.data.train = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 8, "size": 96, "seed": 1}})
+    c.data.val = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 2, "size": 96, "seed": 2}})
+    c.data.update({"crop": 96, "batch_size": 4, "channels": 3, "augment": "flips"})
+    c.decode.duplicate_iou = 1.0
+    c.optimizer.schedule.update({"base": 3e-3, "warmup_steps": 2})
+    c.inference.update({"tile": 96, "margin": 32, "block": 256, "halo": 32, "batch": 2})
+    c.train.update({"steps": 40, "log_every": 4, "eval_every": 20, "eval_images": 2, "checkpoint_every": 5, "images": 1})
+
+
+def _then(*parts: Callable[[ml_collections.ConfigDict], None]) -> Callable[[ml_collections.ConfigDict], None]:
+    def change(c: ml_collections.ConfigDict) -> None:
+        for part in parts:
+            part(c)
+
+    return change
+
+
+VARIANTS: dict[str, Callable[[ml_collections.ConfigDict], None]] = {
+    "semantic_1head": partial(_semantic, heads=FOUR[:1]),
+    "semantic_nuclei": partial(_semantic, heads=("nuclei",)),
+    "semantic_2head": partial(_semantic, heads=FOUR[:2]),
+    "semantic_3head": partial(_semantic, heads=("cytoplasm", "border", "background")),
+    "semantic_4head": partial(_semantic, heads=FOUR),
+    "overlap_plain": partial(_overlap, loss="focal"),
+    **{f"overlap_{name}": partial(_overlap, loss="reweighted", overlap_map=name) for name in ("v0", "v1", "v2", "v3", "v4")},
+    "overlap_weighted": partial(_overlap, loss="pixel_weighted"),
+    "single": partial(_branches, branches="single"),
+    "multi": partial(_branches, branches="multi"),
+    "single_overlap": partial(_single_overlap, loss="focal"),
+    "single_overlap_map": partial(_single_overlap, loss="reweighted"),
+    "multi_objectness": _objectness,
+    "multi_grouped": partial(_grouped, activation="sigmoid"),
+    "multi_grouped_soft": partial(_grouped, activation="softmax"),
+    "released": _released,
+    "livecell": _livecell,
+    "baby_yeast": _baby_yeast,
+    "baby_yeast_watershed": _then(_baby_yeast, partial(_to_watershed, heads=("cytoplasm", "border", "background"))),
+    "overlaps": _overlaps,
+    "overlaps_watershed": _then(_overlaps, partial(_to_watershed, heads=FOUR)),
+    "own": _own,
+    "toy": _toy,
+}

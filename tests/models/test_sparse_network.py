@@ -1,0 +1,146 @@
+"""The parts of SE-U-Nets against plain formulations, and what the whole network promises."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from configs.sparse_seunet import VARIANTS, get_config
+from jaxcell.models.decoders.instances import EveryLevelBranch, InstanceDecoder, InstanceHead, sigmoid_weights, softmax_weights
+from jaxcell.models.encoders.se_unet import SEUNetEncoder, WindowPyramid
+from jaxcell.models.layers import Conv, NoNorm, SqueezeExcite
+from jaxcell.systems import build_system
+from jaxcell.systems.sparse_seunet import SparseSEUNet
+
+PARTS = {"conv": Conv, "norm": NoNorm, "act": nn.relu}
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def small_network(**changes) -> SparseSEUNet:
+    instances = partial(InstanceDecoder, branch=partial(EveryLevelBranch, depth=1), head=partial(InstanceHead, queries=5),
+                        instance_features=8, mask_features=4)
+    encoder = partial(SEUNetEncoder, width=8, levels=2, depth=1, windows=(1, 4), pyramid_features=2)
+    settings = {"instances": instances, "encoder": encoder, "heads": ("overlap",)}
+    network = SparseSEUNet(**settings | changes)
+    return network.clone(decoder=partial(network.decoder, width=8, depth=1))
+
+
+def test_squeeze_and_excitation_weighs_channels_by_their_means():
+    x, block = normal(2, 3, 5, 6), SqueezeExcite(conv=Conv, reduction=3)
+    y, variables = block.init_with_output(jax.random.key(0), x)
+    squeeze, excite = (variables["params"][name] for name in ("squeeze", "excite"))
+    assert squeeze["kernel"].shape == (1, 1, 6, 2)
+    hidden = np.maximum(x.mean((1, 2)) @ squeeze["kernel"][0, 0] + squeeze["bias"], 0)
+    np.testing.assert_allclose(y, x * expit(hidden @ excite["kernel"][0, 0] + excite["bias"])[:, None, None], rtol=1e-5)
+
+
+def test_pyramid_appends_the_means_of_windows_to_the_input():
+    x, pyramid = normal(1, 8, 8, 3), WindowPyramid(**PARTS, windows=(1, 2, 8), features=3)
+    variables = {"params": {f"window{w}": {"conv1": {"kernel": np.eye(3)[None, None]}} for w in (1, 2, 8)}}
+    y = np.asarray(pyramid.apply(variables, x))
+    np.testing.assert_array_equal(y[..., :3], x)
+    np.testing.assert_allclose(y[..., 3:6], np.maximum(x, 0))
+    corner = x[:, :2, :2].mean((1, 2))
+    np.testing.assert_allclose(y[:, 0, 0, 6:9], np.maximum(corner, 0), rtol=1e-5)
+    whole = np.maximum(x.mean((1, 2), keepdims=True), 0)
+    np.testing.assert_allclose(y[..., 9:], np.broadcast_to(whole, x.shape), rtol=1e-5, atol=1e-6)
+
+
+def test_encoder_refuses_sides_that_its_windows_do_not_divide():
+    encoder = SEUNetEncoder(**PARTS, width=4, levels=2, windows=(1, 4))
+    with pytest.raises(ValueError, match="images of 16 x 20; 2 levels and windows up to 4 need sides that divide by 8"):
+        encoder.init(jax.random.key(0), normal(1, 16, 20, 1))
+
+
+@pytest.mark.parametrize("weights", [sigmoid_weights, softmax_weights])
+def test_activation_maps_are_weights_of_pixels(weights):
+    logits = 5 * normal(2, 30, 4)
+    maps = np.asarray(weights(jnp.asarray(logits)))
+    np.testing.assert_allclose(maps.sum(1), 1, rtol=1e-5)
+    assert (np.diff(np.take_along_axis(maps, np.argsort(logits, 1), 1), axis=1) >= 0).all()
+    assert np.isfinite(weights(jnp.full((1, 30, 4), -1e4))).all()
+
+
+def test_each_group_of_maps_gathers_features_for_its_instance():
+    """Pixel by pixel and map by map: instance n hears map n of every group, side by side."""
+    groups, queries, channels = 2, 3, 4
+    x = normal(1, 5, 6, channels)
+    head = InstanceHead(queries, 7, conv=Conv, groups=groups)
+    found, variables = head.init_with_output(jax.random.key(1), x)
+    _, sown = head.apply(variables, x, mutable="intermediates")
+    maps = np.asarray(sown["intermediates"]["activation_maps"][0])[0]
+    assert maps.shape == (5, 6, groups * queries)
+    kernel = variables["params"]["kernels"]["kernel"][0, 0]
+    for n in range(queries):
+        gathered = []
+        for group in range(groups):
+            weight = expit(maps[..., group * queries + n])
+            gathered.append((weight[..., None] * x[0]).sum((0, 1)) / weight.sum())
+        np.testing.assert_allclose(found["kernels"][0, n], np.concatenate(gathered) @ kernel, rtol=1e-4, atol=1e-7)
+
+
+def test_masks_are_kernels_times_mask_features():
+    network, image = small_network(), normal(1, 16, 16, 2)
+    variables = network.init(jax.random.key(0), image)
+    outputs, sown = network.apply(variables, image, mutable="intermediates")
+    features, kernels = (np.asarray(value[0]) for value in (sown["intermediates"]["instances"]["mask_features"],
+                                                            sown["intermediates"]["kernels"]))
+    for n in range(5):
+        np.testing.assert_allclose(outputs["masks"][0, n], features[0] @ kernels[0, n], rtol=1e-4, atol=1e-6)
+
+
+def test_a_query_is_no_cell_before_training():
+    network, image = small_network(), normal(1, 16, 16, 2)
+    outputs = network.apply(network.init(jax.random.key(0), image), image)
+    np.testing.assert_allclose(expit(outputs["scores"]), 0.01, rtol=0.1)
+
+
+@pytest.mark.parametrize("condition", [None, "overlap"])
+def test_branches_see_the_overlap_decoder_only_where_they_shall(condition):
+    network, image = small_network(condition=condition), normal(1, 16, 16, 2)
+    variables = network.init(jax.random.key(0), image)
+    before = network.apply(variables, image)
+    params = variables["params"] | {"overlap_decoder": jax.tree.map(lambda p: p + 1, variables["params"]["overlap_decoder"])}
+    after = network.apply(variables | {"params": params}, image)
+    assert np.abs(after["overlap"] - before["overlap"]).max() > 0
+    assert (np.abs(after["masks"] - before["masks"]).max() > 0) == (condition is not None)
+
+
+def test_arithmetic_in_bfloat16_gives_float32_outputs_near_those_of_float32():
+    network, image = small_network(), normal(1, 16, 16, 2)
+    variables = network.init(jax.random.key(0), image)
+    exact, fast = (network.clone(dtype=dtype).apply(variables, image) for dtype in (jnp.float32, jnp.bfloat16))
+    for name, value in fast.items():
+        assert value.dtype == jnp.float32
+        assert np.abs(value - exact[name]).max() < 0.05 * np.abs(exact[name]).max()
+
+
+def test_every_variant_is_a_system():
+    for variant in VARIANTS:
+        config = get_config(variant)
+        system = build_system(config)
+        assert config.data.crop % system.divisor == config.inference.tile % system.divisor == 0
+        assert 2 * config.inference.margin % system.divisor == 0
+        assert (config.inference.mode == "windows") == (config.model.branches != "none")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"model.heads": ("nucleus",)}, "model.heads='nucleus' is unknown; known are background"),
+    ({"targets.max_cells": 17}, "max_cells=17 with config.model.queries=16"),
+    ({"model.branches": "none", "model.heads": ()}, "neither heads nor branches"),
+    ({"model.activation": "tanh"}, "known are sigmoid, softmax"),
+])
+def test_what_does_not_fit_is_refused(change, message):
+    config = get_config("baby_yeast")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        build_system(config)
