@@ -119,7 +119,7 @@ class ComposedSource:
                              "deviation not below 0, a zoom (smallest, largest) above 0.")
         self._source, self._seed, self._canvas, self._cells = source, seed, canvas, cells
         self._shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        self._sides = tuple(side + 2 * (side // BORDER) for side in self._shape)
+        self._sides = (self._shape[0] + 2 * (self._shape[0] // BORDER), self._shape[1] + 2 * (self._shape[1] // BORDER))
         self._planes, self._max_overlap, self._sigma = tuple(planes), max_overlap, sigma
         self._zoom = zoom[1]
         self._change = in_place(partial(warp, rotation=180.0, zoom=zoom, amplitude=amplitude, spacing=32.0))
@@ -152,7 +152,7 @@ class ComposedSource:
 
     def _cutouts(self, donors: Sequence[Sample], rng: np.random.Generator) -> Iterator[Cutout]:
         """As many cells as are tried; endless would be the same cells again."""
-        cells = [(donor, cell) for donor in donors for cell in whole_cells(donor.labels)]
+        cells = [(donor, cell) for donor in donors for cell in whole_cells(_labels(donor))]
         levels = {donor.name: background_of(donor) for donor in donors}
         count = int(rng.integers(self._cells[0], self._cells[1] + 1))
         margin = math.ceil(REACH * self._sigma)
@@ -160,8 +160,13 @@ class ComposedSource:
             donor, cell = cells[index]
             cut = _around(donor, cell, levels[donor.name], margin=margin, zoom=self._zoom)
             cut = self._change(flip(cut, rng), rng)
-            if cut.labels.any():
+            if _labels(cut).any():
                 yield _trimmed(cut, margin)
+
+
+def _labels(sample: Sample) -> np.ndarray:
+    assert sample.labels is not None
+    return sample.labels
 
 
 def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, margin: int, zoom: float) -> Sample:
@@ -173,7 +178,7 @@ def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, 
     inside = tuple(slice(max(start, 0), min(start + side, whole))
                    for start, whole in zip(starts, donor.image.shape[:2], strict=True))
     padding = [(part.start - start, start + side - part.stop) for part, start in zip(inside, starts, strict=True)]
-    mask = donor.labels[..., layer][inside] == number
+    mask = _labels(donor)[..., layer][inside] == number
     nuclei = None if donor.nuclei is None else np.pad((donor.nuclei[inside] == number) & mask, padding).astype(np.int32)
     return Sample(np.pad(donor.image[inside] - level.astype(np.float32), [*padding, (0, 0)]),
                   np.pad(mask, padding)[..., None].astype(np.int32), nuclei=nuclei, name=donor.name)
@@ -181,7 +186,7 @@ def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, 
 
 def _trimmed(cut: Sample, margin: int) -> Cutout:
     """The cell's box and `margin` pixels around it, as far as there are."""
-    mask = cut.labels[..., 0] > 0
+    mask = _labels(cut)[..., 0] > 0
     spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
     box = tuple(slice(max(int(span[0]) - margin, 0), int(span[-1]) + 1 + margin) for span in spans)
     return Cutout(cut.image[box], mask[box], None if cut.nuclei is None else (cut.nuclei[box] > 0) & mask[box])
@@ -199,7 +204,7 @@ def _placed(canvas: Canvas, cutouts: Iterable[Cutout], max_overlap: float, rng: 
 
 def _empty(donor: Sample, rng: np.random.Generator, shape: tuple[int, int]) -> Canvas:
     """The level of the donor's background, and noise as between its neighbouring pixels."""
-    steps = np.diff(donor.image, axis=0)[(donor.labels[1:] == 0).all(axis=-1)]
+    steps = np.diff(donor.image, axis=0)[(_labels(donor)[1:] == 0).all(axis=-1)]
     noise = np.median(np.abs(steps), axis=0) / 0.954 if len(steps) else 0.0     # of a Gaussian: 0.6745 * sqrt(2)
     image = rng.normal(background_of(donor), noise, (*shape, donor.image.shape[2])).astype(np.float32)
     return Canvas(image, [np.zeros(shape, np.int32)], None if donor.nuclei is None else np.zeros(shape, np.int32))
@@ -208,7 +213,7 @@ def _empty(donor: Sample, rng: np.random.Generator, shape: tuple[int, int]) -> C
 def _real(donor: Sample, rng: np.random.Generator, shape: tuple[int, int]) -> Canvas:
     sample = random_crop(donor, rng, size=max(shape))
     rows, columns = (slice(0, side) for side in shape)
-    labels = sample.labels[rows, columns]
+    labels = _labels(sample)[rows, columns]
     layers = [replace_ids(layer, *_renumbered(labels)) for layer in np.moveaxis(labels, -1, 0)]
     nuclei = None if sample.nuclei is None else replace_ids(sample.nuclei[rows, columns], *_renumbered(labels))
     return Canvas(sample.image[rows, columns].copy(), layers, nuclei)

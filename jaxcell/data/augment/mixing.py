@@ -186,7 +186,7 @@ def overlap_ratio(mask: np.ndarray, taken: np.ndarray) -> float:
 
     Source: the thesis, section 4.4.1, names an overlap ratio and its interval 0 to 0.2; this is one reading of it.
     """
-    return np.count_nonzero(mask & taken) / max(np.count_nonzero(mask), 1)
+    return int(np.count_nonzero(mask & taken)) / max(int(np.count_nonzero(mask)), 1)
 
 
 def find_room(mask: np.ndarray, taken: np.ndarray, max_overlap: float, rng: np.random.Generator) -> tuple[int, int] | None:
