@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcell.types import Instances, Sample
 
-__all__ = ["StatefulLoss", "System", "Teaching"]
+__all__ = ["Adversary", "StatefulLoss", "System", "Teaching"]
 
 Arrays = Mapping[str, Any]
 
@@ -48,6 +48,22 @@ class StatefulLoss:
 
 
 @dataclass(frozen=True)
+class Adversary:
+    """A second network that learns to tell what the first one makes from what is real, while the first learns to mislead it.
+
+    Attributes:
+      model: (image [B, H, W, C], train) -> logits of any shape with that leading axis, above 0 for real.
+      shown: (maps, batch) -> the image that it judges; maps are the outputs of the first network, or the batch, whose targets
+        have the same names.
+      loss: (logits, truth) -> what the verdicts cost, element by element; truth is 1 for real and 0 for made.
+    """
+
+    model: nn.Module
+    shown: Callable[[Arrays, Arrays], Any]
+    loss: Callable[[Any, float], Any]
+
+
+@dataclass(frozen=True)
 class System:
     """One published system, assembled (`jaxcell/systems/<name>.py:build`).
 
@@ -67,6 +83,9 @@ class System:
       objective: what training minimises where `loss`, a function of outputs and batch alone, is not enough; or None.
       uncertainty: host; outputs of one region, as `decode` gets them -> [h, w] float32, how unsure the network is of each pixel
         (higher is less sure; what the unit is, the system says), or None.
+      adversary: a second network that training sets against the first, or None.
+      draw: host; (outputs, with any leading axes) -> image [..., H, W, C] in [0, 1], for systems that make images; their
+        `decode` refuses. None for systems that find cells.
     """
 
     model: nn.Module
@@ -80,3 +99,5 @@ class System:
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None
     objective: StatefulLoss | None = None
     uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+    adversary: Adversary | None = None
+    draw: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None

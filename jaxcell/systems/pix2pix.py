@@ -8,16 +8,25 @@ section 4.4.2; junyanz/pytorch-CycleGAN-and-pix2pix, models/networks.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxcell.losses.adversarial import ADVERSARIAL
+from jaxcell.losses.regression import absolute_error, squared_error
 from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose
+from jaxcell.models.precision import compute_dtype
+from jaxcell.pretrained.pix2pix import load_generator
+from jaxcell.system import Adversary, System
+from jaxcell.types import Instances, Sample
 
-__all__ = ["PatchDiscriminator", "TranslationNetwork"]
+DISTANCES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"l1": absolute_error, "l2": squared_error}
+"""How far an image is from the real one, pixel by pixel."""
 
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 small_normal = nn.initializers.normal(0.02)
@@ -118,3 +127,68 @@ class PatchDiscriminator(nn.Module):
             x = leaky_relu(norm(name=f"norm{layer}")(x))
             self.sow("intermediates", f"layer{layer}", x)
         return conv(1, use_bias=True, name="output")(x).astype(jnp.float32)
+
+
+def build(config: Any) -> System:
+    """Assembles the system from `config.model` and `.loss`.
+
+    Raises:
+      ValueError: a part's name is unknown, or the image's planes are not those of input and output together.
+    """
+    m, loss = config.model, config.loss
+    if config.data.channels != m.inputs + m.outputs:
+        raise ValueError(f"config.data.channels={config.data.channels}; an image to learn from has the {m.inputs} planes that are "
+                         f"shown and the {m.outputs} that are drawn. Set it to {m.inputs + m.outputs}.")
+    network = TranslationNetwork(inputs=m.inputs, outputs=m.outputs, levels=m.levels, width=m.width, dropout=m.dropout,
+                                 dtype=compute_dtype(m.dtype))
+    judge = PatchDiscriminator(width=m.judge_width, strided=m.judge_strided, dtype=compute_dtype(m.dtype))
+    adversary = Adversary(judge, partial(shown_planes, inputs=m.inputs), _part(ADVERSARIAL, "loss.adversarial", loss.adversarial))
+    return System(
+        model=network, targets=partial(plane_targets, inputs=m.inputs), decode=no_cells, divisor=2 ** m.levels,
+        loss=partial(translation_objective, distance=loss.distance, weight=loss.weight,
+                     error=_part(DISTANCES, "loss.distance", loss.distance)),
+        load=load_generator, adversary=adversary, draw=drawn_planes)
+
+
+def plane_targets(sample: Sample, rng: np.random.Generator, *, inputs: int) -> dict[str, np.ndarray]:
+    """The planes to draw: "planes" [H, W, outputs] float32 in [-1, 1], those behind the first `inputs` of the image."""
+    return {"planes": 2 * sample.image[..., inputs:].astype(np.float32) - 1}
+
+
+def shown_planes(maps: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], *, inputs: int) -> jax.Array:
+    """What the discriminator sees, [B, H, W, inputs + outputs] in [-1, 1]: the condition first."""
+    return jnp.concatenate([2 * batch["image"][..., :inputs] - 1, maps["planes"]], axis=-1)
+
+
+def translation_objective(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], *, distance: str, weight: float,
+                          error: Callable[[jax.Array, jax.Array], jax.Array]) -> dict[str, jax.Array]:
+    """Mean distance of the drawn planes from the real ones.
+
+    Args:
+      outputs: of the network.
+      batch: of `plane_targets`.
+      distance: name of the term.
+      weight: of it; 100 in the paper, beside an adversarial term of weight 1.
+      error: an entry of `DISTANCES`.
+    """
+    return {distance: weight * jnp.mean(error(outputs["planes"], batch["planes"]))}
+
+
+def drawn_planes(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[..., H, W, outputs] float32 in [0, 1]."""
+    return (np.asarray(outputs["planes"], np.float32) + 1) / 2
+
+
+def no_cells(outputs: Mapping[str, np.ndarray]) -> Instances:
+    """Refuses.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError("pix2pix makes images, not cells; make them with `jaxcell synthesize`, and segment by another system.")
+
+
+def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
+    if name not in table:
+        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
+    return table[name]

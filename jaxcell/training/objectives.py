@@ -10,7 +10,7 @@ import jax
 from jaxcell.system import Arrays, System
 from jaxcell.training.state import TrainState
 
-__all__ = ["NETWORKS", "Carried", "Objective", "carried_of", "cross_supervised", "supervised"]
+__all__ = ["NETWORKS", "Carried", "Objective", "carried_of", "cross_supervised", "forward", "supervised"]
 
 
 class Carried(NamedTuple):
@@ -47,7 +47,7 @@ def supervised(system: System, *, loss: Loss | None = None) -> Objective:
     stateful = system.objective if loss is None else None
 
     def objective(params: Any, carried: Carried, batch: Mapping[str, jax.Array], rng: jax.Array):
-        outputs, batch_stats = _forward(system, params, carried.batch_stats, batch["image"], rng)
+        outputs, batch_stats = forward(system, params, carried.batch_stats, batch["image"], rng)
         if stateful is None:
             terms, memory = terms_of(outputs, batch), carried.memory
             total = sum(terms.values())
@@ -84,9 +84,9 @@ def cross_supervised(system: System, *, weight: float) -> Objective:
         unlabelled, new_stats = {}, {}
         for number, name in enumerate(NETWORKS):
             keys = jax.random.split(jax.random.fold_in(rng, number))
-            outputs, stats = _forward(system, params[name], carried.batch_stats[name], batch["image"], keys[0])
+            outputs, stats = forward(system, params[name], carried.batch_stats[name], batch["image"], keys[0])
             terms |= {f"{name}/{key}": value for key, value in system.loss(outputs, batch).items()}
-            unlabelled[name], new_stats[name] = _forward(system, params[name], stats, batch["unlabelled"], keys[1])
+            unlabelled[name], new_stats[name] = forward(system, params[name], stats, batch["unlabelled"], keys[1])
         for name, other in (NETWORKS, NETWORKS[::-1]):
             agreement = consistency(unlabelled[name], jax.lax.stop_gradient(unlabelled[other]))
             terms |= {f"{name}/consistency/{key}": weight * value for key, value in agreement.items()}
@@ -95,8 +95,8 @@ def cross_supervised(system: System, *, weight: float) -> Objective:
     return objective
 
 
-def _forward(system: System, params: Any, batch_stats: Any, image: jax.Array, rng: jax.Array) -> tuple[dict[str, jax.Array], Any]:
-    """(outputs in training mode, new batch_stats)."""
+def forward(system: System, params: Any, batch_stats: Any, image: jax.Array, rng: jax.Array) -> tuple[dict[str, jax.Array], Any]:
+    """(outputs in training mode, new batch_stats); `rng` is for dropout."""
     outputs, updated = system.model.apply({"params": params, "batch_stats": batch_stats}, image, True, rngs={"dropout": rng},
                                           mutable=["batch_stats"])
     return outputs, updated.get("batch_stats", batch_stats)
