@@ -52,7 +52,9 @@ def calls(config: Any, *, place: str, precision: str, compiled: bool) -> dict[st
     system, mesh, image = build_system(config), make_mesh(jax.devices()[:1]), images(config)
     transformation = optax.adamw(1e-3, weight_decay=1e-4)
     small = (1, 2 * system.divisor, 2 * system.divisor, config.data.channels)
-    state = jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=small), out_shardings=replicated(mesh))()
+    memory = system.objective.start if system.objective else dict
+    state = jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=small, memory=memory),
+                    out_shardings=replicated(mesh))()
     apply = make_apply(system.model)
     placed = shard_batch({"image": image}, mesh)
     held = {"state": state}
