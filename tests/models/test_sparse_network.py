@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from configs.sparse_seunet import VARIANTS, get_config
 from jaxcell.models.decoders.instances import EveryLevelBranch, InstanceDecoder, InstanceHead, sigmoid_weights, softmax_weights
+from jaxcell.models.decoders.se_unet import SEUNetDecoder
 from jaxcell.models.encoders.se_unet import SEUNetEncoder, WindowPyramid
 from jaxcell.models.layers import Conv, NoNorm, SqueezeExcite
 from jaxcell.systems import build_system
@@ -25,13 +26,24 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def small_network(**changes) -> SparseSEUNet:
+IMAGE = normal(1, 16, 16, 2)
+
+
+@cache
+def small_network(condition: str | None = None) -> tuple[SparseSEUNet, dict]:
+    """(network, variables) with five queries and an overlap decoder."""
     instances = partial(InstanceDecoder, branch=partial(EveryLevelBranch, depth=1), head=partial(InstanceHead, queries=5),
                         instance_features=8, mask_features=4)
     encoder = partial(SEUNetEncoder, width=8, levels=2, depth=1, windows=(1, 4), pyramid_features=2)
-    settings = {"instances": instances, "encoder": encoder, "heads": ("overlap",)}
-    network = SparseSEUNet(**settings | changes)
-    return network.clone(decoder=partial(network.decoder, width=8, depth=1))
+    network = SparseSEUNet(instances=instances, encoder=encoder, heads=("overlap",), condition=condition,
+                           decoder=partial(SEUNetDecoder, width=8, depth=1))
+    return network, jax.jit(network.init)(jax.random.key(0), IMAGE)
+
+
+def answer(network: SparseSEUNet, variables: dict) -> tuple[dict, dict]:
+    """(outputs, what was sown)."""
+    outputs, state = jax.jit(partial(network.apply, mutable="intermediates"))(variables, IMAGE)
+    return outputs, state["intermediates"]
 
 
 def test_squeeze_and_excitation_weighs_channels_by_their_means():
@@ -89,36 +101,29 @@ def test_each_group_of_maps_gathers_features_for_its_instance():
 
 
 def test_masks_are_kernels_times_mask_features():
-    network, image = small_network(), normal(1, 16, 16, 2)
-    variables = network.init(jax.random.key(0), image)
-    outputs, sown = network.apply(variables, image, mutable="intermediates")
-    features, kernels = (np.asarray(value[0]) for value in (sown["intermediates"]["instances"]["mask_features"],
-                                                            sown["intermediates"]["kernels"]))
+    outputs, sown = answer(*small_network())
+    features, kernels = np.asarray(sown["instances"]["mask_features"][0]), np.asarray(sown["kernels"][0])
     for n in range(5):
         np.testing.assert_allclose(outputs["masks"][0, n], features[0] @ kernels[0, n], rtol=1e-4, atol=1e-6)
 
 
 def test_a_query_is_no_cell_before_training():
-    network, image = small_network(), normal(1, 16, 16, 2)
-    outputs = network.apply(network.init(jax.random.key(0), image), image)
-    np.testing.assert_allclose(expit(outputs["scores"]), 0.01, rtol=0.1)
+    np.testing.assert_allclose(expit(answer(*small_network())[0]["scores"]), 0.01, rtol=0.1)
 
 
 @pytest.mark.parametrize("condition", [None, "overlap"])
 def test_branches_see_the_overlap_decoder_only_where_they_shall(condition):
-    network, image = small_network(condition=condition), normal(1, 16, 16, 2)
-    variables = network.init(jax.random.key(0), image)
-    before = network.apply(variables, image)
+    network, variables = small_network(condition)
+    before, _ = answer(network, variables)
     params = variables["params"] | {"overlap_decoder": jax.tree.map(lambda p: p + 1, variables["params"]["overlap_decoder"])}
-    after = network.apply(variables | {"params": params}, image)
+    after, _ = answer(network, variables | {"params": params})
     assert np.abs(after["overlap"] - before["overlap"]).max() > 0
     assert (np.abs(after["masks"] - before["masks"]).max() > 0) == (condition is not None)
 
 
 def test_arithmetic_in_bfloat16_gives_float32_outputs_near_those_of_float32():
-    network, image = small_network(), normal(1, 16, 16, 2)
-    variables = network.init(jax.random.key(0), image)
-    exact, fast = (network.clone(dtype=dtype).apply(variables, image) for dtype in (jnp.float32, jnp.bfloat16))
+    network, variables = small_network()
+    exact, fast = (answer(network.clone(dtype=dtype), variables)[0] for dtype in (jnp.float32, jnp.bfloat16))
     for name, value in fast.items():
         assert value.dtype == jnp.float32
         assert np.abs(value - exact[name]).max() < 0.05 * np.abs(exact[name]).max()
