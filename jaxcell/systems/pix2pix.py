@@ -137,8 +137,8 @@ def build(config: Any) -> System:
     """
     m, loss = config.model, config.loss
     if config.data.channels != m.inputs + m.outputs:
-        raise ValueError(f"config.data.channels={config.data.channels}; an image to learn from has the {m.inputs} planes that are "
-                         f"shown and the {m.outputs} that are drawn. Set it to {m.inputs + m.outputs}.")
+        raise ValueError(f"config.data.channels={config.data.channels}; an image to learn from has the {m.inputs} planes that "
+                         f"are shown and the {m.outputs} that are drawn. Set it to {m.inputs + m.outputs}.")
     network = TranslationNetwork(inputs=m.inputs, outputs=m.outputs, levels=m.levels, width=m.width, dropout=m.dropout,
                                  dtype=compute_dtype(m.dtype))
     judge = PatchDiscriminator(width=m.judge_width, strided=m.judge_strided, dtype=compute_dtype(m.dtype))

@@ -79,8 +79,8 @@ def alternating(system: System, transformation: optax.GradientTransformation) ->
     first, second = OPPONENTS
 
     def judged(params: Any, batch_stats: Any, maps: Arrays, batch: Arrays) -> tuple[jax.Array, Any]:
-        logits, updated = adversary.model.apply({"params": params, "batch_stats": batch_stats}, adversary.shown(maps, batch), True,
-                                                mutable=["batch_stats"])
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updated = adversary.model.apply(variables, adversary.shown(maps, batch), True, mutable=["batch_stats"])
         return logits, updated.get("batch_stats", batch_stats)
 
     def update(state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array) -> Updated:
@@ -89,7 +89,7 @@ def alternating(system: System, transformation: optax.GradientTransformation) ->
 
         outputs, pull_back, made_stats = jax.vjp(make, state.params[first], has_aux=True)
 
-        def cost_of_verdicts(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        def cost_of_verdicts(params: Any) -> tuple[Any, tuple[Any, Any]]:
             fake, stats = judged(params, state.batch_stats[second], outputs, batch)
             real, stats = judged(params, stats, batch, batch)
             terms = discriminator_terms(real, fake, adversarial=adversary.loss)
@@ -99,7 +99,7 @@ def alternating(system: System, transformation: optax.GradientTransformation) ->
         (judge_loss, (judge_terms, judge_stats)), judge_grads = gradient(state.params[second])
         judge_params, judge_opt = _stepped(transformation, judge_grads, state, second)
 
-        def cost_of_outputs(outputs: Arrays) -> tuple[jax.Array, tuple[Any, Any]]:
+        def cost_of_outputs(outputs: Arrays) -> tuple[Any, tuple[Any, Any]]:
             fake, stats = judged(judge_params, judge_stats, outputs, batch)
             terms = generator_terms(fake, adversarial=adversary.loss) | system.loss(outputs, batch)
             return sum(terms.values()), (terms, stats)
