@@ -48,12 +48,12 @@ def jaxcell_times(config: Any) -> dict[str, float]:
     from jaxcell.training.mesh import make_mesh, shard_batch
     from jaxcell.training.objectives import supervised
     from jaxcell.training.state import init_state
-    from jaxcell.training.step import make_train_step
+    from jaxcell.training.step import descending, make_train_step
 
     system, mesh, transformation = build_system(config), make_mesh(jax.devices()[:1]), optax.adamw(1e-3, weight_decay=1e-4)
     state = jax.jit(lambda: init_state(system.model, transformation, seed=0, image_shape=(1, 64, 64, config.data.channels)))()
     batch = shard_batch({"image": images(config)}, mesh)
-    step = make_train_step(supervised(system, loss=squares), transformation, mesh)
+    step = make_train_step(descending(supervised(system, loss=squares), transformation), mesh)
     program = step.lower(state, batch).compile().as_text()
     lines = {match[1]: match[2] for match in re.finditer(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)}
     runs: list[dict[str, float]] = []

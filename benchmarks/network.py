@@ -27,7 +27,7 @@ from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
 from jaxcell.training.objectives import supervised
 from jaxcell.training.state import TrainState, init_state, parameter_count
-from jaxcell.training.step import make_apply, make_train_step
+from jaxcell.training.step import descending, make_apply, make_train_step
 from jaxcell.types import Sample
 
 __all__ = ["calls", "forward_operations", "squares"]
@@ -68,15 +68,17 @@ def calls(config: Any, *, place: str, precision: str, compiled: bool) -> dict[st
         np.savez(path, **{f"variables/{k}": v for k, v in variables.items()}, **{f"outputs/{k}": v for k, v in outputs.items()})
         return {name: list(value.shape) for name, value in outputs.items()}
 
+    def step(**options: Any) -> Callable[..., Any]:
+        return make_train_step(descending(supervised(system, **options), transformation), mesh)
+
     on_gpu: dict[str, Call] = {"memory": lambda _: (jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"] / 1e9}
     return {
         "device": lambda _: jax.devices()[0].device_kind,
         "save": save,
         "parameters": lambda _: parameter_count(held["state"].params),
-        "step": seconds_of(_Step(make_train_step(supervised(system, loss=squares), transformation, mesh), held, placed)),
+        "step": seconds_of(_Step(step(loss=squares), held, placed)),
         "infer": seconds_of(infer),
-        "objective": seconds_of(_Step(make_train_step(supervised(system), transformation, mesh), held,
-                                      shard_batch(_labelled_batch(config, system), mesh))),
+        "objective": seconds_of(_Step(step(), held, shard_batch(_labelled_batch(config, system), mesh))),
         "decode": lambda count: _decode(config, int(count)),
         "checkpoint": lambda folder: _checkpoint(held["state"], folder),
         "operations": lambda _: forward_operations(system.model, image.shape),

@@ -31,7 +31,7 @@ from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
-from jaxcell.inference.blocks import Window, dense_blocks, predict_image
+from jaxcell.inference.blocks import Window, predict_image, predict_maps
 from jaxcell.inference.ensemble import mean_outputs, predict_image_merged
 from jaxcell.inference.overlap import predict_image_overlapping
 from jaxcell.inference.sliding import predict_image_sliding
@@ -235,11 +235,9 @@ def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, j
 
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
-        whole = -(-max(image.shape[:2]) // system.divisor) * system.divisor
-        blocks = dense_blocks(network, image, tile=options.tile, margin=options.margin, block=whole, halo=0,
-                              batch=-(-options.batch // mesh.size) * mesh.size, divisor=system.divisor, normalize=normalize)
-        (_, maps), = blocks
-        return {name: value[:image.shape[0], :image.shape[1], 0] for name, value in maps.items()}
+        maps = predict_maps(network, image, tile=options.tile, margin=options.margin, divisor=system.divisor,
+                            batch=-(-options.batch // mesh.size) * mesh.size, normalize=normalize)
+        return {name: value[..., 0] for name, value in maps.items()}
 
     return predict
 

@@ -21,6 +21,7 @@ from jaxcell.pretrained.keras import is_keras, read_keras
 from jaxcell.pretrained.torch import read_checkpoint
 from jaxcell.system import System
 from jaxcell.systems import build_system
+from jaxcell.training.adversarial import init_adversarial_state
 from jaxcell.training.checkpoint import Checkpoints, best_score, latest_step, restore_state
 from jaxcell.training.mesh import make_mesh, replicated
 from jaxcell.training.objectives import NETWORKS
@@ -37,6 +38,9 @@ def initial_state(config: ml_collections.ConfigDict, system: System
     shape = (1, config.data.crop, config.data.crop, config.data.channels)
 
     def fresh() -> TrainState:
+        if system.adversary is not None:
+            return init_adversarial_state(system, transformation, seed=config.seed, image_shape=shape,
+                                          average=bool(config.train.average_decay))
         return init_state(system.model, transformation, seed=config.seed, image_shape=shape,
                           networks=NETWORKS if config.semi.scheme == "cross" else (), average=bool(config.train.average_decay),
                           memory=system.objective.start if system.objective else dict)

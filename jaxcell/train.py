@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jaxcell import viz
@@ -33,6 +34,7 @@ from jaxcell.evaluate import make_predict, score_samples
 from jaxcell.start import import_published, initial_state, started_from
 from jaxcell.system import System
 from jaxcell.systems import build_system
+from jaxcell.training.adversarial import alternating
 from jaxcell.training.allocator import keep_freed_memory
 from jaxcell.training.checkpoint import Checkpoints, latest_step
 from jaxcell.training.compile_cache import use_compile_cache
@@ -53,7 +55,8 @@ from jaxcell.training.mesh import (
 from jaxcell.training.objectives import Objective, cross_supervised, supervised
 from jaxcell.training.semi import make_teacher
 from jaxcell.training.state import TrainState, parameter_count, state_digest
-from jaxcell.training.step import make_apply, make_train_step
+from jaxcell.training.step import descending, make_apply, make_train_step
+from jaxcell.translate import make_translate, score_images
 from jaxcell.types import Sample
 
 __all__ = ["train"]
@@ -143,11 +146,12 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
 
     # ---------------------------------------------------------------- the compiled functions
     apply = make_apply(system.model)
-    train_step = make_train_step(objective, transformation, mesh, augment=device_augmentation(data.device_augment),
+    update = alternating(system, transformation) if system.adversary else descending(objective, transformation)
+    train_step = make_train_step(update, mesh, augment=device_augmentation(data.device_augment),
                                  average_decay=config.train.average_decay)
     # Validation is the leader's alone, on its own devices; the others wait for its verdict.
     own_mesh = make_mesh(jax.local_devices())
-    predict = make_predict(system, apply, own_mesh, config)
+    judge = make_judge(system, apply, own_mesh, config)
     teach = None
     if semi.scheme == "listen2student" and system.teaching:
         teach = make_teacher(system.teaching, apply, mesh, seed=config.seed)
@@ -166,17 +170,15 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
             if leader:
                 variables = on_own_devices(state.predicting, own_mesh)
                 samples = (val_source[i] for i in range(min(len(val_source), config.train.eval_images)))
-                report = score_samples(partial(predict, variables), samples, picture_count=config.train.images,
-                                       pictures=workdir / "pictures" / f"step_{step:07d}")
-                score = float(np.nan_to_num(report.pooled_f1))      # undefined without cells and predictions
+                score = judge.score(variables, samples, workdir / "pictures" / f"step_{step:07d}")
             score = from_leader(score)
-            best = checkpoints.save_best(state, cursor_now(), score)
-            log.write(step, {"val/f1": score})
-            bar.write(f"step {step}: validation F1@0.5 {score:.4f} (pooled){', the best so far' if best else ''}")
+            best = checkpoints.save_best(state, cursor_now(), score if judge.more_is_better else -score)
+            log.write(step, {judge.key: score})
+            bar.write(f"step {step}: validation {judge.words} {score:.4f}{', the best so far' if best else ''}")
             if leader:
                 viz.curves(log.path, workdir / "curves.png")
 
-        if first and not log.has("val/f1", first):
+        if first and not log.has(judge.key, first):
             validate(first)     # a run that was killed between the checkpoint and its validation makes up for it
         for step in range(first + 1, until + 1):
             with stopwatch.waiting_for_data(before and before.metrics["loss"]):
@@ -252,6 +254,36 @@ def report_skipped(step: Step | None, workdir: Path, bar: Any, *, most: int) -> 
             f"step {step.number}: {in_a_row} updates in a row were not finite ({wrong}); stopped. Parameters are those of step "
             f"{step.number - in_a_row}, the checkpoints are whole, and {workdir}/skipped.jsonl names the samples. Look at them, "
             "or start a new workdir with a lower config.optimizer.schedule.base or with config.optimizer.clip_norm.")
+
+
+class Judge(NamedTuple):
+    """How validation scores the network: the key of the log, the words of the terminal, and the score itself.
+
+    Attributes:
+      score: (variables, samples, folder for pictures) -> number.
+      more_is_better: whether the best checkpoint has the highest score, or the lowest.
+    """
+
+    key: str
+    words: str
+    score: Callable[[Any, Iterable[Sample], Path], float]
+    more_is_better: bool = True
+
+
+def make_judge(system: System, apply: Callable[..., Any], mesh: Mesh, config: ml_collections.ConfigDict) -> Judge:
+    """F1 of cells, or the mean absolute error of systems that make images."""
+    if system.draw is not None:
+        translate = make_translate(system, apply, mesh, config)
+        return Judge("val/l1", "mean absolute error", lambda variables, samples, pictures: score_images(
+            partial(translate, variables), samples, normalize=dict(config.data.normalize), pictures=pictures,
+            picture_count=config.train.images), more_is_better=False)
+    predict = make_predict(system, apply, mesh, config)
+
+    def f1(variables: Any, samples: Iterable[Sample], pictures: Path) -> float:
+        report = score_samples(partial(predict, variables), samples, picture_count=config.train.images, pictures=pictures)
+        return float(np.nan_to_num(report.pooled_f1))       # undefined without cells and predictions
+
+    return Judge("val/f1", "F1@0.5 (pooled)", f1)
 
 
 def scheme_of(config: ml_collections.ConfigDict, system: System) -> tuple[Callable[..., Any], Objective]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from targets.perfect import PERFECT_OUTPUTS
 
@@ -18,29 +20,46 @@ from jaxcell.evaluate import make_predict
 from jaxcell.inference.blocks import predict_image
 from jaxcell.inference.windows import predict_image_by_windows
 from jaxcell.metrics.matching import match
+from jaxcell.system import System
 from jaxcell.systems import SYSTEMS, build_system
 from jaxcell.train import no_targets
+from jaxcell.training.adversarial import alternating, init_adversarial_state
 from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
 from jaxcell.training.objectives import NETWORKS, carried_of, cross_supervised, supervised
 from jaxcell.training.optimizer import make_optimizer
 from jaxcell.training.state import TrainState, init_state, state_digest
-from jaxcell.training.step import make_apply, make_train_step
+from jaxcell.training.step import Update, descending, make_apply, make_train_step
 from jaxcell.types import Instances, Sample
 
 BATCH = 4
-SCHEMES = {"supervised": ((), supervised), "cross": (NETWORKS, partial(cross_supervised, weight=1.5))}
-"""Ways to train -> names of the networks that train together, and system -> objective."""
+SCHEMES: dict[str, Callable[[System, optax.GradientTransformation], Update]] = {
+    "supervised": lambda system, optimizer: descending(supervised(system), optimizer),
+    "cross": lambda system, optimizer: descending(cross_supervised(system, weight=1.5), optimizer),
+    "adversarial": alternating,
+}
+"""Ways to train -> (system, optimizer) -> update."""
 
 pytestmark = pytest.mark.parametrize("name", sorted(SYSTEMS))
 
 
 @pytest.fixture(params=SCHEMES)
 def scheme(request, name) -> str:
-    """Every way to train for which the system has the terms."""
-    if request.param == "cross" and system_of(name).consistency is None:
-        pytest.skip(f"{name} has no consistency terms")
+    """Every way to train for which the system has the parts."""
+    system = system_of(name)
+    can = {"supervised": system.adversary is None, "cross": system.consistency is not None,
+           "adversarial": system.adversary is not None}
+    if not can[request.param]:
+        pytest.skip(f"{name} does not train like this")
     return request.param
+
+
+@pytest.fixture
+def finder(name) -> System:
+    """A system that finds cells."""
+    if system_of(name).draw is not None:
+        pytest.skip(f"{name} makes images, not cells")
+    return system_of(name)
 
 
 @cache
@@ -60,19 +79,20 @@ def fresh_state(name: str, devices: int = 1, scheme: str = "supervised") -> tupl
 
 @cache
 def compiled_init(name: str, devices: int, scheme: str):
-    config, (networks, _) = config_of(name), SCHEMES[scheme]
+    config, system = config_of(name), system_of(name)
     transformation, _ = make_optimizer(config.optimizer)
     shape = (1, config.data.crop, config.data.crop, config.data.channels)
-    system = system_of(name)
     memory = system.objective.start if system.objective else dict
-    fresh = partial(init_state, system.model, transformation, seed=0, image_shape=shape, networks=networks, memory=memory)
+    fresh = (partial(init_adversarial_state, system, transformation, seed=0, image_shape=shape) if scheme == "adversarial" else
+             partial(init_state, system.model, transformation, seed=0, image_shape=shape, memory=memory,
+                     networks=NETWORKS if scheme == "cross" else ()))
     return jax.jit(fresh, out_shardings=replicated(make_mesh(jax.devices()[:devices])))
 
 
 @cache
 def compiled_step(name: str, devices: int, scheme: str):
     transformation, _ = make_optimizer(config_of(name).optimizer)
-    return make_train_step(SCHEMES[scheme][1](system_of(name)), transformation, make_mesh(jax.devices()[:devices]))
+    return make_train_step(SCHEMES[scheme](system_of(name), transformation), make_mesh(jax.devices()[:devices]))
 
 
 class Stream:
@@ -112,7 +132,7 @@ def synthetic_sample(size: int, index: int = 0) -> Sample:
     return dataclasses.replace(sample, image=sample.image.astype(np.float32) / 255)
 
 
-def test_perfect_outputs_decode_to_the_truth(name):
+def test_perfect_outputs_decode_to_the_truth(name, finder):
     system = system_of(name)
     for index in range(3):
         sample = synthetic_sample(config_of(name).data.crop, index)
@@ -159,7 +179,7 @@ def test_four_devices_compute_what_one_computes(name, scheme):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6), one_stats, four_stats)
 
 
-def test_tiled_image_equals_whole_image(name):
+def test_tiled_image_equals_whole_image(name, finder):
     """Perfect answers for tiles: every object once and as in one piece, wherever the seams fall."""
     {"blocks": check_tiled_maps, "windows": check_tiled_lists}[config_of(name).inference.mode](name)
 
@@ -225,7 +245,7 @@ def edge_cases(size: int) -> dict[str, Sample]:
 
 
 @pytest.mark.parametrize("case", ["blank image", "no cells", "one cell covering all"])
-def test_edge_cases_train_and_decode(name, case):
+def test_edge_cases_train_and_decode(name, finder, case):
     system, sample = system_of(name), edge_cases(config_of(name).data.crop)[case]
     target = system.targets(sample, np.random.default_rng(0))
     batch = {k: np.stack([v] * BATCH) for k, v in ({"image": sample.image} | target).items()}
@@ -269,7 +289,7 @@ def test_checkpoint_of_one_device_continues_on_four(name, tmp_path):
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
 
 
-def test_prediction_compiles_once_for_every_image_size(name):
+def test_prediction_compiles_once_for_every_image_size(name, finder):
     config, system = config_of(name), system_of(name)
     state, _, mesh = fresh_state(name)
     apply = make_apply(system.model)

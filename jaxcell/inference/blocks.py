@@ -31,7 +31,8 @@ import numpy as np
 from jaxcell.types import Instances
 
 __all__ = ["Window", "centres_within", "clip_instances", "decode_blocks", "decode_window", "dense_blocks", "place_in_image",
-           "plan_blocks", "plan_tiles", "predict_image", "read_batch", "read_region", "reflect", "seam_duplicates", "walk_blocks",
+           "plan_blocks", "plan_tiles", "predict_image", "predict_maps", "read_batch", "read_region", "reflect",
+           "seam_duplicates", "walk_blocks",
            "warn_of_cut_cells", "watched"]
 
 Apply = Callable[[np.ndarray], Mapping[str, Any]]
@@ -180,6 +181,17 @@ def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int
     walk = walk_blocks(lambda number: launch(number) if number else first, [t.core for t in tiles], blocks, batch=batch, cut=cut)
     for window, parts in walk:
         yield window, _assemble(parts, tiles, window, strides)
+
+
+def predict_maps(apply: Apply, image: Any, *, tile: int, margin: int, batch: int, divisor: int,
+                 normalize: Callable[[np.ndarray], np.ndarray] | None = None) -> Maps:
+    """The network's dense maps of a whole image, [H, W, C] each, which are all in memory; see `predict_image` for the arguments.
+
+    Outputs must be of the image's own size.
+    """
+    (_, maps), = dense_blocks(apply, image, tile=tile, margin=margin, block=-(-max(image.shape[:2]) // divisor) * divisor, halo=0,
+                              batch=batch, divisor=divisor, normalize=normalize)
+    return {name: value[:image.shape[0], :image.shape[1]] for name, value in maps.items()}
 
 
 def walk_blocks(launch: Callable[[int], Mapping[str, Any]], pieces: Sequence[Box], blocks: Sequence[Window], *, batch: int,

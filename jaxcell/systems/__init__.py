@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcell.system import System
-from jaxcell.systems import contour_proposal, maunet, mesmer, morphoseg, sparse_seunet
+from jaxcell.systems import contour_proposal, maunet, mesmer, morphoseg, pix2pix, sparse_seunet
 
 __all__ = ["SYSTEMS", "build_system"]
 
@@ -15,6 +15,7 @@ SYSTEMS: dict[str, Callable[[Any], System]] = {
     "maunet": maunet.build,
     "mesmer": mesmer.build,
     "morphoseg": morphoseg.build,
+    "pix2pix": pix2pix.build,
     "sparse_seunet": sparse_seunet.build,
 }
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcell.decode.classes import UNCERTAINTIES, class_cells
+from jaxcell.geometry.labels import topmost
 from jaxcell.losses.dice import squared_dice
 from jaxcell.losses.outliers import PLACEMENTS, Synthesis, batch_synthesis, class_synthesis
 from jaxcell.losses.pixels import softmax_cross_entropy
@@ -28,7 +29,6 @@ from jaxcell.models.layers import BatchNorm, Conv, Part
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.morphoseg import load_morphoseg
 from jaxcell.system import Arrays, StatefulLoss, System
-from jaxcell.systems.mesmer import topmost
 from jaxcell.targets.pixels import foreground
 from jaxcell.types import Sample
 

@@ -18,7 +18,7 @@ from jaxcell.training.mesh import replicated
 from jaxcell.training.objectives import Objective, carried_of
 from jaxcell.training.state import TrainState
 
-__all__ = ["Update", "Updated", "make_apply", "make_train_step", "make_updating_step"]
+__all__ = ["Update", "Updated", "descending", "make_apply", "make_train_step"]
 
 DeviceAugmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -41,15 +41,12 @@ AUGMENT = 2**31 - 1     # which of a step's random streams this is; objectives f
 IMAGES = ("image", "unlabelled")
 
 
-def make_train_step(objective: Objective, transformation: optax.GradientTransformation, mesh: Mesh, *,
-                    augment: DeviceAugmentation | None = None, average_decay: float = 0.0
-                    ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """One update of all parameters together, down the gradient of an objective; see `make_updating_step`.
+def descending(objective: Objective, transformation: optax.GradientTransformation) -> Update:
+    """All parameters together go down the gradient of an objective.
 
     Args:
       objective: to minimise.
       transformation: the optimizer.
-      mesh, augment, average_decay: see there.
     """
     def update(state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array) -> Updated:
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -58,11 +55,11 @@ def make_train_step(objective: Objective, transformation: optax.GradientTransfor
         return Updated(loss, terms, optax.tree.norm(grads), optax.apply_updates(state.params, updates), carried.batch_stats,
                        carried.memory, opt_state)
 
-    return make_updating_step(update, mesh, augment=augment, average_decay=average_decay)
+    return update
 
 
-def make_updating_step(update: Update, mesh: Mesh, *, augment: DeviceAugmentation | None = None, average_decay: float = 0.0
-                       ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(update: Update, mesh: Mesh, *, augment: DeviceAugmentation | None = None, average_decay: float = 0.0
+                    ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """One step: (state, batch) -> (state, metrics). The batch lies split over the mesh, the state on every device.
 
     The losses are sums over the global batch divided by global counts, so 1 device and N devices compute the same update.
@@ -70,7 +67,7 @@ def make_updating_step(update: Update, mesh: Mesh, *, augment: DeviceAugmentatio
     The state is donated: the caller's old one is dead after the call.
 
     Args:
-      update: (state, batch, rng) -> what the state becomes.
+      update: (state, batch, rng) -> what the state becomes, such as `descending`.
       mesh: of the batch.
       augment: (image [B, H, W, C], rng) -> image, before the network.
       average_decay: share of the running averages that a step keeps, less in the first steps; of a state that has averages.

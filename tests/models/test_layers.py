@@ -28,7 +28,7 @@ from jaxcell.system import System
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
 from jaxcell.training.objectives import supervised
 from jaxcell.training.state import init_state
-from jaxcell.training.step import make_train_step
+from jaxcell.training.step import descending, make_train_step
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -333,7 +333,7 @@ def two_steps(devices):
                     lambda outputs: None, 16)
     mesh, transformation = make_mesh(devices), optax.sgd(0.1)
     state = jax.device_put(init_state(system.model, transformation, seed=0, image_shape=(1, 32, 32, 3)), replicated(mesh))
-    step = make_train_step(supervised(system), transformation, mesh)
+    step = make_train_step(descending(supervised(system), transformation), mesh)
     batch = shard_batch({"image": normal(4, 32, 32, 3).astype(np.float32)}, mesh)
     program = step.lower(state, batch).compile().as_text()
     for _ in range(2):

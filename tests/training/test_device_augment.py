@@ -15,7 +15,7 @@ from jaxcell.geometry.intensity import add_scaled, hole_boxes, raise_to, stretch
 from jaxcell.training import device_augment as device
 from jaxcell.training.mesh import make_mesh, shard_batch
 from jaxcell.training.state import init_state
-from jaxcell.training.step import make_train_step
+from jaxcell.training.step import descending, make_train_step
 
 STEPS = [device.change_gamma, device.change_contrast, device.add_noise, device.coarse_dropout, device.shuffle_channels]
 
@@ -101,7 +101,7 @@ def test_the_train_step_augments_the_image_alone_and_leaves_the_objectives_rando
     def metrics(augment, steps=2):
         mesh = make_mesh(jax.devices()[:4])
         state = init_state(Kernel(), optax.sgd(0.0), seed=0, image_shape=(1, 2, 2, 3))
-        step, found = make_train_step(objective, optax.sgd(0.0), mesh, augment=augment), []
+        step, found = make_train_step(descending(objective, optax.sgd(0.0)), mesh, augment=augment), []
         for _ in range(steps):
             state, values = step(state, shard_batch({"image": images(), "other": images()}, mesh))
             found.append({key: float(values[f"loss/{key}"]) for key in ("image", "other", "draw")})

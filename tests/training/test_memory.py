@@ -15,7 +15,7 @@ from jaxcell.training.checkpoint import Checkpoints, restore_state
 from jaxcell.training.mesh import make_mesh, replicated, shard_batch
 from jaxcell.training.objectives import supervised
 from jaxcell.training.state import TrainState, init_state, state_digest
-from jaxcell.training.step import make_train_step
+from jaxcell.training.step import descending, make_train_step
 
 OPTIMIZER = optax.sgd(0.1)
 
@@ -55,7 +55,7 @@ def batch(seed: int, *, poison: float = 0.0) -> dict[str, np.ndarray]:
 
 def run(state: TrainState, batches, devices: int = 1) -> tuple[TrainState, list[dict[str, Any]]]:
     mesh, metrics = make_mesh(jax.devices()[:devices]), []
-    step, state = make_train_step(supervised(SYSTEM), OPTIMIZER, mesh), jax.device_put(state, replicated(mesh))
+    step, state = make_train_step(descending(supervised(SYSTEM), OPTIMIZER), mesh), jax.device_put(state, replicated(mesh))
     for one in batches:
         state, values = step(state, shard_batch(one, mesh))
         metrics.append(jax.device_get(values))

@@ -17,7 +17,7 @@ from jaxcell.training.mesh import make_mesh, shard_batch
 from jaxcell.training.objectives import NETWORKS, carried_of, cross_supervised, supervised
 from jaxcell.training.optimizer import clip_each, make_optimizer
 from jaxcell.training.state import init_state
-from jaxcell.training.step import make_train_step
+from jaxcell.training.step import descending, make_train_step
 
 MESH = make_mesh(jax.devices()[:1])
 
@@ -52,7 +52,7 @@ def batch(seed: int = 0, *, poison: float = 0.0) -> dict[str, np.ndarray]:
 def run(batches, *, objective=None, transformation=None, average: float = 0.0, networks=()) -> tuple[Any, list[dict]]:
     transformation = transformation or optax.adam(0.1)
     state = init_state(SYSTEM.model, transformation, seed=0, image_shape=(1, 2, 2, 3), average=bool(average), networks=networks)
-    step = make_train_step(objective or supervised(SYSTEM), transformation, MESH, average_decay=average)
+    step = make_train_step(descending(objective or supervised(SYSTEM), transformation), MESH, average_decay=average)
     metrics = []
     for one in batches:
         state, values = step(state, shard_batch(one, MESH))

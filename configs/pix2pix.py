@@ -1,0 +1,137 @@
+"""pix2pix: brightfield planes made of phase contrast, to train other systems with. It makes images, not cells. Variants:
+
+paper (default)       the sparse_seunet thesis, section 4.4.2: nine levels, 1 plane to 2, crops of 512, AdamW 2e-4 (0.5, 0.999),
+                      mean absolute error times 100 beside the adversarial loss, images of 1024 in four parts.
+                          python train.py --config configs/pix2pix.py --workdir runs/pix2pix --config.data.root=DIR
+                      DIR holds `pairs`: a folder of images of three planes, phase contrast first, registered. Labels are not
+                      needed. The thesis gives neither the number of epochs nor a number for what came out. Measured: not yet.
+synthetic             a small generator on exact synthetic pairs, made to be trained on 2 CPU cores in at most 40 minutes:
+                          python train.py --config configs/pix2pix.py:synthetic --workdir runs/pairs
+                      Measured: not yet.
+toy                   seconds on a CPU: for tests.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+VARIANTS = ("paper", "synthetic", "toy")
+
+
+def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
+    """The config of one variant; every key can be set on the command line (`--config.a.b=c`)."""
+    if variant not in VARIANTS:
+        raise ValueError(f"pix2pix has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
+    config = _paper()
+    {"paper": lambda c: None, "synthetic": _synthetic, "toy": _toy}[variant](config)
+    return config
+
+
+def _folder(root: str, split: str) -> dict[str, object]:
+    return {"kind": "folder", "root": root, "split": split}
+
+
+def _pairs(count: int, seed: int, size: int) -> dict[str, object]:
+    return {"kind": "synthetic", "modality": "pair", "count": count, "size": size, "seed": seed}
+
+
+def _paper() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.system = "pix2pix"
+    c.seed = 0
+    c.pretrained = ""                   # a published generator to start from (.pth)
+
+    c.data = ml_collections.ConfigDict()
+    c.data.root = "data"                # the folder that holds the sources below
+    c.data.train = {"pairs": _folder("pairs", "train")}
+    c.data.val = {"pairs": _folder("pairs", "val")}
+    c.data.channels = 3                 # what is shown and what is to be drawn, in this order
+    c.data.planes = ()                  # which channels of the files to take, such as (0, 2, 3); (): all
+    c.data.normalize = {"name": "type_range"}   # and options of that function in jaxcell/data/normalize.py
+    c.data.augment = "flips"            # a policy of jaxcell/data/augment/policies.py
+    c.data.device_augment = "none"
+    c.data.crop = 512
+    c.data.batch_size = 1
+    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
+    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
+    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
+    c.data.prefetch = 4
+    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
+    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
+    c.data.disk_cache_gb = 20.0
+    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
+
+    c.model = ml_collections.ConfigDict()
+    c.model.inputs = 1                  # planes that are shown
+    c.model.outputs = 2                 # planes that are drawn
+    c.model.levels = 9                  # times that the image is halved: crop and tile are multiples of 2 ** levels
+    c.model.width = 64
+    c.model.dropout = 0.5
+    c.model.judge_width = 64            # of the discriminator
+    c.model.judge_strided = 3           # its layers that halve the image: 3 judge patches of 70 pixels
+    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.adversarial = "vanilla"      # or "lsgan"
+    c.loss.distance = "l1"              # of the drawn planes from the real ones; "l2"
+    c.loss.weight = 100.0               # of the distance, beside 1 for the adversarial loss
+
+    c.decode = ml_collections.ConfigDict()      # there are no cells
+
+    c.inference = ml_collections.ConfigDict()
+    c.inference.mode = "blocks"
+    c.inference.tile = 512
+    c.inference.margin = 0              # the thesis' parts do not overlap; 64 hides their seams
+    c.inference.batch = 1
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "adamw"
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.b1 = 0.5
+    c.optimizer.b2 = 0.999
+    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped together
+    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
+    c.optimizer.accumulate = 1          # batches of one update
+    c.optimizer.schedule = {"name": "constant", "base": 2e-4}
+
+    c.train = ml_collections.ConfigDict()
+    c.train.steps = 200_000
+    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
+    c.train.log_every = 50
+    c.train.eval_every = 5000
+    c.train.eval_images = 32
+    c.train.checkpoint_every = 1000
+    c.train.keep = 3
+    c.train.images = 6                  # validation images drawn at each evaluation
+    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
+    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
+    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
+
+    c.semi = ml_collections.ConfigDict()
+    c.semi.scheme = "none"              # this system has none
+    c.semi.unlabelled = ml_collections.ConfigDict()
+    c.semi.batch_size = 0
+    c.semi.augment = "flips"
+    c.semi.start_step = 0
+    c.semi.weight = 1.0
+    return c
+
+
+def _synthetic(c: ml_collections.ConfigDict) -> None:
+    c.data.train = ml_collections.ConfigDict({"pairs": _pairs(64, 1, 256)})
+    c.data.val = ml_collections.ConfigDict({"pairs": _pairs(8, 2, 256)})
+    c.model.update({"levels": 6, "width": 16, "judge_width": 16})
+    c.data.update({"crop": 128, "batch_size": 4, "cache_gb": 1.0})
+    c.inference.update({"tile": 256, "margin": 0, "batch": 2})
+    c.train.update({"steps": 2000, "log_every": 50, "eval_every": 500, "eval_images": 8, "checkpoint_every": 250, "images": 2})
+
+
+def _toy(c: ml_collections.ConfigDict) -> None:
+    _synthetic(c)
+    c.data.train = ml_collections.ConfigDict({"pairs": _pairs(8, 1, 64)})
+    c.data.val = ml_collections.ConfigDict({"pairs": _pairs(2, 2, 64)})
+    c.model.update({"levels": 5, "width": 4, "judge_width": 4})
+    c.data.update({"crop": 64, "batch_size": 4})
+    c.inference.update({"tile": 64, "batch": 2})
+    c.optimizer.schedule.update({"base": 2e-3})
+    c.train.update({"steps": 40, "log_every": 4, "eval_every": 20, "eval_images": 2, "checkpoint_every": 5, "images": 1})
