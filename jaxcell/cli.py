@@ -1,4 +1,4 @@
-"""`jaxcell train | evaluate | predict | data | doctor`: the same functions as the scripts.
+"""`jaxcell train | evaluate | predict | data | synthesize | doctor`: the same functions as the scripts.
 
 What a command needs it imports when it is called: jax alone takes seconds, which `jaxcell data` need not wait for.
 """
@@ -80,6 +80,15 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def synthesize(argv: list[str]) -> int:
+    """Makes a data set of composed images."""
+    from jaxcell.synthesize import run
+
+    sys.argv = ["jaxcell synthesize", *argv]
+    run()
+    return 0
+
+
 def data(argv: list[str]) -> int:
     """Checks, draws and converts data sets."""
     from jaxcell import data_commands
@@ -92,6 +101,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
+    "synthesize": synthesize,
     "doctor": doctor,
 }
 

@@ -92,7 +92,8 @@ def test_a_step_that_is_not_finite_changes_neither():
     state = jax.jit(lambda: init_adversarial_state(SYSTEM, optax.adam(RATE), seed=0, image_shape=(1, 4, 4, 2)))()
     batch, before = batch_of(), jax.device_get(state)
     batch["planes"][0, 0, 0, 0] = np.nan
-    after, metrics = jax.device_get(make_train_step(alternating(SYSTEM, optax.adam(RATE)), make_mesh(jax.devices()[:1]))(state, batch))
+    step = make_train_step(alternating(SYSTEM, optax.adam(RATE)), make_mesh(jax.devices()[:1]))
+    after, metrics = jax.device_get(step(state, batch))
     assert metrics["skipped_in_a_row"] == 1
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
 
@@ -107,8 +108,8 @@ def test_images_are_scored_as_they_are_learnt(tmp_path):
     image = np.zeros((6, 8, 3), np.uint8)
     image[..., 1:] = 51
     made = np.full((6, 8, 2), 0.3, np.float32)
-    error = score_images(lambda stored: made, [Sample(image, name="one")] * 2, normalize={"name": "type_range"}, pictures=tmp_path,
-                         picture_count=1)
+    samples = [Sample(image, name="one")] * 2
+    error = score_images(lambda stored: made, samples, normalize={"name": "type_range"}, pictures=tmp_path, picture_count=1)
     assert error == pytest.approx(0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
     with pytest.raises(ValueError, match="no samples"):
