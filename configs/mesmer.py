@@ -30,7 +30,11 @@ t98g                  a small network on real phase contrast (usiigaci_t98g), ma
                           python train.py --config configs/mesmer.py:t98g --workdir runs/t98g \\
                               --config.data.root=../shared/data --minutes=40
                           python evaluate.py --workdir runs/t98g --checkpoint=latest
-                      Measured: not yet.
+                      Measured (2400 steps in 34 min 30 s beside other work; 4 images, 273 cells, 305 predicted): F1@0.5 0.851,
+                      F1@0.5:0.95 0.432, Jaccard-AP@0.5 0.741; pixel IoU 0.701 (mean of the images 0.665), Dice 0.824; error
+                      types: 216 correct at IoU 0.6, 36 missed, 70 gained, 6 merges, 3 splits, 3 catastrophes. One image of
+                      the four, of crossing spindles and debris, has F1 0.726, the others 0.85 to 0.93: outlines are right,
+                      debris is taken for cells, and long cells that cross are joined or cut.
 t98g_HEADS            the heads of Figure 5 on the same data and budget. Measured: not yet.
 own                   the network of t98g on your own folder of images and labels:
                           python train.py --config configs/mesmer.py:own --workdir runs/own --config.data.root=DIR

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcell.types import Instances, Sample
 
-__all__ = ["Adversary", "StatefulLoss", "System", "Teaching"]
+__all__ = ["Adversary", "StatefulLoss", "System", "Teaching", "chosen"]
 
 Arrays = Mapping[str, Any]
 
@@ -101,3 +101,19 @@ class System:
     uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     adversary: Adversary | None = None
     draw: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+
+
+def chosen(table: Mapping[str, Any], key: str, name: str) -> Any:
+    """The entry of a table of parts that a config names.
+
+    Args:
+      table: name -> part.
+      key: of the config, for the error.
+      name: its value.
+
+    Raises:
+      ValueError: no such entry; lists those that exist.
+    """
+    if name not in table:
+        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
+    return table[name]

@@ -29,7 +29,7 @@ from jaxcell.models.layers import BatchNorm, Conv, ConvBlock, GroupNorm, Part, R
 from jaxcell.models.precision import compute_dtype
 from jaxcell.models.resize import resize_bilinear, resize_nearest
 from jaxcell.pretrained.contour_proposal import load_contour_proposal
-from jaxcell.system import System, Teaching
+from jaxcell.system import System, Teaching, chosen
 from jaxcell.targets.contours import contour_targets
 from jaxcell.types import Instances, Sample
 
@@ -212,15 +212,15 @@ def build(config: Any) -> System:
     """
     m, t, loss, d = config.model, config.targets, config.loss, config.decode
     model = ContourProposalNetwork(
-        encoder=partial(_part(ENCODERS, "model.encoder", m.encoder), width=m.width),
-        pooling=_part(POOLINGS, "model.pooling", m.pooling),
-        decoder=_part(DECODERS, "model.decoder", m.decoder),
-        decoder_norm=_part(DECODER_NORMS, "model.decoder_norm", m.decoder_norm),
-        decoder_act=_part(ACTIVATIONS, "model.decoder_act", m.decoder_act),
+        encoder=partial(chosen(ENCODERS, "model.encoder", m.encoder), width=m.width),
+        pooling=chosen(POOLINGS, "model.pooling", m.pooling),
+        decoder=chosen(DECODERS, "model.decoder", m.decoder),
+        decoder_norm=chosen(DECODER_NORMS, "model.decoder_norm", m.decoder_norm),
+        decoder_act=chosen(ACTIVATIONS, "model.decoder_act", m.decoder_act),
         order=m.order, buckets=m.buckets, margin=m.margin, uncertainty=m.uncertainty,
         contour_features=tuple(m.contour_features), score_features=tuple(m.score_features),
-        refinement_features=tuple(m.refinement_features), fuse=_part(FUSIONS, "model.fuse", m.fuse),
-        decoder_init=_part(DECODER_INITS, "model.decoder_init", m.decoder_init),
+        refinement_features=tuple(m.refinement_features), fuse=chosen(FUSIONS, "model.fuse", m.fuse),
+        decoder_init=chosen(DECODER_INITS, "model.decoder_init", m.decoder_init),
         head_kernel=m.head_kernel, head_features=m.head_features or None, dropout=m.dropout, resize=m.resize,
         mean=tuple(m.mean), std=tuple(m.std), dtype=compute_dtype(m.dtype))
 
@@ -281,9 +281,3 @@ def taught_targets(outputs: Mapping[str, np.ndarray] | None, sample: Sample, rng
 
 def _uncertainties(cells: Instances) -> np.ndarray:
     return cells.extras["uncertainties"] if len(cells) else np.zeros((0, 4), np.float32)
-
-
-def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
-    return table[name]

@@ -26,7 +26,7 @@ from jaxcell.models.encoders.resnet import Bottleneck, ResNet
 from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose, InstanceNorm, Part, ResidualBlock, fan_out_normal
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.maunet import load_maunet
-from jaxcell.system import System
+from jaxcell.system import System, chosen
 from jaxcell.targets.boundaries import distance_target, three_classes
 from jaxcell.targets.pixels import annotated
 from jaxcell.types import Instances, Sample
@@ -118,7 +118,7 @@ def build(config: Any) -> System:
       ValueError: a part's name is unknown, or parts do not go together.
     """
     m, t, loss, d = config.model, config.targets, config.loss, config.decode
-    model = MAUNet(encoder=partial(_part(ENCODERS, "model.encoder", m.encoder), width=m.width), classes=CLASSES + m.proxies,
+    model = MAUNet(encoder=partial(chosen(ENCODERS, "model.encoder", m.encoder), width=m.width), classes=CLASSES + m.proxies,
                    distance=m.distance, width=m.features, dtype=compute_dtype(m.dtype))
     segment = {
         "three_watersheds": partial(
@@ -128,7 +128,7 @@ def build(config: Any) -> System:
         "interior_pieces": partial(interior_pieces, interior_above=d.pieces.interior_above, least=d.pieces.least,
                                    holes=d.pieces.holes),
     }
-    decode = partial(decode_maps, segment=_part(segment, "decode.name", d.name), maps=SEGMENTED[d.name])
+    decode = partial(decode_maps, segment=chosen(segment, "decode.name", d.name), maps=SEGMENTED[d.name])
     if d.name == "three_watersheds" and not m.distance:
         raise ValueError("config.decode.name='three_watersheds' needs a distance, and config.model.distance is False; decode by "
                          "'interior_pieces'.")
@@ -136,12 +136,12 @@ def build(config: Any) -> System:
         raise ValueError(f"config.loss.agreement={loss.agreement!r} leaves the proxy out, and config.model.proxies is 0; take "
                          f"{loss.agreement.removesuffix('_without_proxy')!r}.")
     objective = partial(maunet_objective, weights={name: w for name, w in loss.weights.items() if w},
-                        focal=_part(FOCALS, "loss.focal", loss.focal), balanced=_part(BALANCED, "loss.balanced", loss.balanced))
+                        focal=chosen(FOCALS, "loss.focal", loss.focal), balanced=chosen(BALANCED, "loss.balanced", loss.balanced))
     targets = partial(maunet_targets, classes=partial(three_classes, divisor=t.divisor, least_interior=t.least_interior),
                       distance=partial(distance_target, beta=t.beta, measure=t.measure))
     return System(
         model=model, targets=targets, loss=objective, decode=decode, divisor=DIVISORS[m.encoder],
-        consistency=partial(maunet_consistency, agreement=_part(AGREEMENTS, "loss.agreement", loss.agreement)),
+        consistency=partial(maunet_consistency, agreement=chosen(AGREEMENTS, "loss.agreement", loss.agreement)),
         load=partial(load_maunet, branch=BRANCHES.get(m.encoder, "")))
 
 
@@ -227,9 +227,3 @@ def decode_maps(outputs: Mapping[str, np.ndarray], *, segment: Callable[..., np.
     probabilities = class_probabilities(outputs["classes"], classes=CLASSES)
     labels = segment(probabilities, *(outputs[name][..., 0] for name in maps))
     return instances_from_labels(labels, 1 - probabilities[..., 0])
-
-
-def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
-    return table[name]

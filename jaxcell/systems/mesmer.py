@@ -30,7 +30,7 @@ from jaxcell.models.layers import BatchNorm, Conv, Part
 from jaxcell.models.precision import compute_dtype
 from jaxcell.models.resize import resize_bilinear, resize_nearest
 from jaxcell.pretrained.mesmer import load_mesmer
-from jaxcell.system import System
+from jaxcell.system import System, chosen
 from jaxcell.targets.distance import inner_distance, outer_distance
 from jaxcell.targets.pixels import annotated, foreground, pixelwise
 from jaxcell.types import Instances, Sample
@@ -154,10 +154,10 @@ def build(config: Any) -> System:
         if name not in heads:
             raise ValueError(f"config.{key}={name!r} is no head of the network, which has {', '.join(heads)}.")
     model = PanopticNetwork(
-        heads=tuple((name, _part(CLASSES, "model.heads", name)) for name in heads),
-        encoder=partial(_part(ENCODERS, "model.encoder", m.encoder), width=m.width), levels=tuple(m.levels), features=m.features,
-        depthwise=m.depthwise, head_features=tuple(m.head_features), resize=_part(RESIZES, "model.resize", m.resize),
-        scale=m.scale, normalize=_part(NORMALIZERS, "model.normalize", m.normalize), location=m.location,
+        heads=tuple((name, chosen(CLASSES, "model.heads", name)) for name in heads),
+        encoder=partial(chosen(ENCODERS, "model.encoder", m.encoder), width=m.width), levels=tuple(m.levels), features=m.features,
+        depthwise=m.depthwise, head_features=tuple(m.head_features), resize=chosen(RESIZES, "model.resize", m.resize),
+        scale=m.scale, normalize=chosen(NORMALIZERS, "model.normalize", m.normalize), location=m.location,
         dtype=compute_dtype(m.dtype))
     alpha = t.alpha if t.alpha == "auto" else float(t.alpha)
     makers = {
@@ -230,9 +230,3 @@ def decode_maps(outputs: Mapping[str, np.ndarray], *, markers: str, interior: st
     """
     inside = np.clip(outputs[interior][..., INSIDE[interior]], 0, 1)
     return instances_from_labels(watershed(outputs[markers][..., INSIDE[markers]], inside), inside)
-
-
-def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
-    return table[name]

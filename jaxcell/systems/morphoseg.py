@@ -28,7 +28,7 @@ from jaxcell.models.encoders.vit import VISION_SIZES, VisionSize, VisionTransfor
 from jaxcell.models.layers import BatchNorm, Conv, Part
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.morphoseg import load_morphoseg
-from jaxcell.system import Arrays, StatefulLoss, System
+from jaxcell.system import Arrays, StatefulLoss, System, chosen
 from jaxcell.targets.pixels import foreground
 from jaxcell.types import Sample
 
@@ -119,20 +119,20 @@ def build(config: Any) -> System:
       ValueError: a part's name is unknown, or a number does not fit.
     """
     m, d = config.model, config.decode
-    stem = _part(STEMS, "model.stem", m.stem)
+    stem = chosen(STEMS, "model.stem", m.stem)
     patch = 2 ** len(m.widths)
     model = TransUNet(
-        transformer=_part(VISION_SIZES, "model.transformer", m.transformer), stem=stem and partial(stem, width=m.width),
+        transformer=chosen(VISION_SIZES, "model.transformer", m.transformer), stem=stem and partial(stem, width=m.width),
         skips=m.skips, grid=config.data.crop // patch, widths=tuple(m.widths), features=m.features, dropout=m.dropout,
         dtype=compute_dtype(m.dtype))
-    uncertainty = _part(UNCERTAINTIES, "decode.uncertainty", d.uncertainty)
+    uncertainty = chosen(UNCERTAINTIES, "decode.uncertainty", d.uncertainty)
     cells = partial(class_cells, threshold=d.threshold, holes=d.holes, small_objects=d.small_objects, expansion=d.expansion,
                     uncertainty=d.uncertainty)
     return System(
         model=model, targets=partial(class_targets, erosion=config.targets.erosion), loss=segmentation_terms,
         decode=lambda outputs: cells(outputs["classes"]), divisor=patch, load=load_morphoseg,
         objective=segmentation_objective(synthesis=_synthesis(config.outliers), start_step=config.outliers.start_step,
-                                         weighting=_part(WEIGHTINGS, "loss.weighting", config.loss.weighting)),
+                                         weighting=chosen(WEIGHTINGS, "loss.weighting", config.loss.weighting)),
         uncertainty=lambda outputs: uncertainty(outputs["classes"]))
 
 
@@ -141,11 +141,11 @@ def _synthesis(o: Any) -> Synthesis | None:
     made: Mapping[str, Callable[[], Synthesis | None]] = {
         "none": lambda: None,
         "batch": lambda: batch_synthesis(sample_from=o.sample_from, select=o.select, ridge=o.ridge,
-                                         place=_part(PLACEMENTS, "outliers.placement", o.placement)),
+                                         place=chosen(PLACEMENTS, "outliers.placement", o.placement)),
         "classes": lambda: class_synthesis(classes=CLASSES, queue=o.queue, per_image=o.per_image, sample_from=o.sample_from,
                                            select=o.select, epsilon=o.epsilon, ridge=o.ridge),
     }
-    return _part(made, "outliers.name", o.name)()
+    return chosen(made, "outliers.name", o.name)()
 
 
 def class_targets(sample: Sample, rng: np.random.Generator, *, erosion: int) -> dict[str, np.ndarray]:
@@ -239,9 +239,3 @@ def segmentation_objective(*, synthesis: Synthesis | None, start_step: int, weig
         return total, terms, {"weights": held, "outliers": outliers}
 
     return StatefulLoss(start, loss)
-
-
-def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
-    return table[name]

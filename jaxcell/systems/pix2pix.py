@@ -22,7 +22,7 @@ from jaxcell.losses.regression import absolute_error, squared_error
 from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.pix2pix import load_generator
-from jaxcell.system import Adversary, System
+from jaxcell.system import Adversary, System, chosen
 from jaxcell.types import Instances, Sample
 
 DISTANCES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"l1": absolute_error, "l2": squared_error}
@@ -142,11 +142,12 @@ def build(config: Any) -> System:
     network = TranslationNetwork(inputs=m.inputs, outputs=m.outputs, levels=m.levels, width=m.width, dropout=m.dropout,
                                  dtype=compute_dtype(m.dtype))
     judge = PatchDiscriminator(width=m.judge_width, strided=m.judge_strided, dtype=compute_dtype(m.dtype))
-    adversary = Adversary(judge, partial(shown_planes, inputs=m.inputs), _part(ADVERSARIAL, "loss.adversarial", loss.adversarial))
+    adversary = Adversary(judge, partial(shown_planes, inputs=m.inputs),
+                          chosen(ADVERSARIAL, "loss.adversarial", loss.adversarial))
     return System(
         model=network, targets=partial(plane_targets, inputs=m.inputs), decode=no_cells, divisor=2 ** m.levels,
         loss=partial(translation_objective, distance=loss.distance, weight=loss.weight,
-                     error=_part(DISTANCES, "loss.distance", loss.distance)),
+                     error=chosen(DISTANCES, "loss.distance", loss.distance)),
         load=load_generator, adversary=adversary, draw=drawn_planes)
 
 
@@ -186,9 +187,3 @@ def no_cells(outputs: Mapping[str, np.ndarray]) -> Instances:
       ValueError: always.
     """
     raise ValueError("pix2pix makes images, not cells; make them with `jaxcell synthesize`, and segment by another system.")
-
-
-def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
-    return table[name]

@@ -35,7 +35,7 @@ from jaxcell.models.encoders.se_unet import SEUNetEncoder
 from jaxcell.models.layers import BatchNorm, Conv, NoNorm, Part
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.sparse_seunet import load_sparse_seunet
-from jaxcell.system import System
+from jaxcell.system import System, chosen
 from jaxcell.targets.masks import CROWD_RULES, annotated_pixels, instance_masks
 from jaxcell.targets.overlaps import overlap_map
 from jaxcell.targets.planes import PLANES, semantic_planes
@@ -137,7 +137,7 @@ def build(config: Any) -> System:
     m, t, loss, d = config.model, config.targets, config.loss, config.decode
     heads, sparse = tuple(m.heads), m.branches != "none"
     for head in heads:
-        _part(PLANES, "model.heads", head)
+        chosen(PLANES, "model.heads", head)
     if not sparse and not heads:
         raise ValueError("config.model has neither heads nor branches: the network would have no outputs. Name heads such as "
                          "('cytoplasm',), or set config.model.branches to single or multi.")
@@ -149,17 +149,17 @@ def build(config: Any) -> System:
     model = SparseSEUNet(
         heads=heads, instances=_instances(m) if sparse else None, condition=m.condition or None, encoder=encoder,
         decoder=partial(SEUNetDecoder, width=m.width, depth=m.depth),
-        branch_norm=_part(BRANCH_NORMS, "model.branch_norm", m.branch_norm), dtype=compute_dtype(m.dtype))
-    crowd = partial(_part(CROWD_RULES, "targets.crowd", t.crowd), most=t.max_cells)
+        branch_norm=chosen(BRANCH_NORMS, "model.branch_norm", m.branch_norm), dtype=compute_dtype(m.dtype))
+    crowd = partial(chosen(CROWD_RULES, "targets.crowd", t.crowd), most=t.max_cells)
     targets = partial(sparse_targets, heads=heads, max_cells=t.max_cells if sparse else 0, crowd=crowd,
                       likelihood=t.overlap_map if loss.overlap != "focal" else "")
     terms = [*heads, *(("scores", "masks", "dice") if sparse else ()), *(("objectness",) if sparse and m.objectness else ())]
     objective = partial(
         sparse_objective, weights={term: loss.weights[term] for term in terms},
-        matcher=_part(MATCHERS, "loss.matcher", loss.matcher), dice_weight=loss.dice_weight,
+        matcher=chosen(MATCHERS, "loss.matcher", loss.matcher), dice_weight=loss.dice_weight,
         instance_terms=partial(instance_losses, alpha=loss.alpha, gamma=loss.gamma, iou_threshold=loss.iou_threshold,
-                               objectness_error=_part(OBJECTNESS_ERRORS, "loss.objectness_error", loss.objectness_error)),
-        overlap_error=partial(_part(OVERLAP_LOSSES, "loss.overlap", loss.overlap), alpha=loss.alpha, gamma=loss.gamma))
+                               objectness_error=chosen(OBJECTNESS_ERRORS, "loss.objectness_error", loss.objectness_error)),
+        overlap_error=partial(chosen(OVERLAP_LOSSES, "loss.overlap", loss.overlap), alpha=loss.alpha, gamma=loss.gamma))
     decode_sparse = partial(
         decode_masks, mask_threshold=d.mask_threshold, score_threshold=d.score_threshold, rescoring=d.rescoring,
         objectness=d.objectness and m.objectness, least_pixels=d.least_pixels, duplicate_iou=d.duplicate_iou)
@@ -172,9 +172,9 @@ def build(config: Any) -> System:
 
 
 def _instances(m: Any) -> Part:
-    head = partial(InstanceHead, queries=m.queries, weights=_part(ACTIVATIONS, "model.activation", m.activation), groups=m.groups,
-                   depth=m.head_depth, objectness=m.objectness)
-    return partial(InstanceDecoder, head=head, branch=partial(_part(BRANCHES, "model.branches", m.branches), depth=m.depth),
+    head = partial(InstanceHead, queries=m.queries, weights=chosen(ACTIVATIONS, "model.activation", m.activation),
+                   groups=m.groups, depth=m.head_depth, objectness=m.objectness)
+    return partial(InstanceDecoder, head=head, branch=partial(chosen(BRANCHES, "model.branches", m.branches), depth=m.depth),
                    instance_features=m.instance_features, mask_features=m.mask_features,
                    kernel_features=m.kernel_features or None)
 
@@ -239,9 +239,3 @@ def sparse_objective(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.A
                  binary_cross_entropy(outputs[head], batch[head]))
         terms[head] = jnp.sum(error[..., 0] * annotated) / jnp.maximum(jnp.sum(annotated), 1.0)
     return {name: weight * terms[name] for name, weight in weights.items()}
-
-
-def _part(table: Mapping[str, Any], key: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"config.{key}={name!r} is unknown; known are {', '.join(sorted(table))}.")
-    return table[name]
