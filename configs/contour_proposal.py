@@ -33,6 +33,8 @@ from __future__ import annotations
 
 import ml_collections
 
+from jaxcell.configuration import common_config
+
 VARIANTS = ("synthetic", "bbbc038", "bbbc038_tenth", "bbbc038_listen", "own", "neurips2022", "neurips2022_paper", "u22",
             "resnet50_fpn", "toy")
 
@@ -56,32 +58,16 @@ def _folder(root: str, split: str) -> dict[str, object]:
 
 def _challenge() -> ml_collections.ConfigDict:
     """What the authors ran (neurips22-cell-seg@ab6a154), first generation."""
-    c = ml_collections.ConfigDict()
-    c.system = "contour_proposal"
-    c.seed = 0
-    c.pretrained = ""                   # a published checkpoint (.pt, .pth, .safetensors, .npz) of the same network to start from
+    c = common_config("contour_proposal")   # the keys that all systems share: jaxcell/configuration.py
 
-    c.data = ml_collections.ConfigDict()
-    c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"bbbc038": _folder("bbbc038", "train"), "bbbc039": _folder("bbbc039", "train")}
     c.data.val = {"bbbc038": _folder("bbbc038", "val")}
     c.data.channels = 3                 # of the network; grey images are repeated, colour images averaged to fit
-    c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
     c.data.normalize = {"name": "cstm-mix"}     # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "mild"             # a policy of jaxcell/data/augment/policies.py
-    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
     c.data.crop = 512
     c.data.batch_size = 10
-    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
-    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
-    c.data.prefetch = 4
-    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
-    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
-    c.data.disk_cache_gb = 20.0
-    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
-    c.model = ml_collections.ConfigDict()
     c.model.encoder = "resnext101_32x8d"
     c.model.width = 64
     c.model.pooling = "pyramid"
@@ -103,7 +89,6 @@ def _challenge() -> ml_collections.ConfigDict:
     c.model.resize = "outputs"
     c.model.mean = (0.485, 0.456, 0.406)
     c.model.std = (0.229, 0.224, 0.225)
-    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
 
     c.targets = ml_collections.ConfigDict()
     c.targets.samples = 224
@@ -145,37 +130,16 @@ def _challenge() -> ml_collections.ConfigDict:
     c.inference.border = 3.0            # only of "overlapping": cells this near to an inner tile side are dropped
     c.inference.batch = 4
 
-    c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adam"
     c.optimizer.l2 = 2e-5
-    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped
-    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
-    c.optimizer.accumulate = 1          # batches of one update
     # The authors draw the rate from N(0.0008, 0.0001) and scale it by sqrt(batch / 64); gamma 0.1 is what their script applies,
     # at milestones that it counts in examples while it steps in batches: late or never. These milestones are ours.
     c.optimizer.schedule = {"name": "warmup_multistep", "base": 8e-4 * (10 / 64) ** 0.5, "milestones": (200_000, 225_000),
                             "gamma": 0.1, "warmup_steps": 1000, "warmup_factor": 0.001}
 
-    c.train = ml_collections.ConfigDict()
     c.train.steps = 250_000
-    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
-    c.train.log_every = 50
     c.train.eval_every = 5000
-    c.train.eval_images = 64
     c.train.checkpoint_every = 2500
-    c.train.keep = 3
-    c.train.images = 6                  # validation images drawn at each evaluation
-    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
-    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
-    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
-
-    c.semi = ml_collections.ConfigDict()
-    c.semi.scheme = "none"              # "listen2student": the running average teaches the network from images without labels
-    c.semi.unlabelled = ml_collections.ConfigDict()     # their sources, as data.train
-    c.semi.batch_size = 0
-    c.semi.augment = "flips"
-    c.semi.start_step = 0               # before it only annotated images count
-    c.semi.weight = 1.0                 # of the consistency terms ("cross")
     return c
 
 

@@ -59,6 +59,8 @@ from collections.abc import Callable
 
 import ml_collections
 
+from jaxcell.configuration import common_config
+
 SCALES = (1.0, 1.25, 1.5)
 
 
@@ -81,38 +83,22 @@ def _challenge(split: str) -> dict[str, object]:
 
 def _submitted() -> ml_collections.ConfigDict:
     """What the authors trained (neurips22-cellseg_saltfish@c2b85d5), with ResNet50."""
-    c = ml_collections.ConfigDict()
-    c.system = "maunet"
+    c = common_config("maunet")   # the keys that all systems share: jaxcell/configuration.py
     c.seed = 2022
-    c.pretrained = ""                   # ImageNet weights of torchvision, or a published MAUNet (.pt, .pth, .safetensors, .npz)
 
-    c.data = ml_collections.ConfigDict()
-    c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"neurips2022": _challenge("train")}
     c.data.val = {"neurips2022": _challenge("val")}
     c.data.channels = 3                 # of the network; grey images are repeated, colour images averaged to fit
-    c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
     c.data.normalize = {"name": "maunet"}       # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "maunet"           # a policy of jaxcell/data/augment/policies.py
-    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
     c.data.crop = 512
     c.data.batch_size = 16
-    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
-    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
-    c.data.prefetch = 4
-    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
-    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
-    c.data.disk_cache_gb = 20.0
-    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
-    c.model = ml_collections.ConfigDict()
     c.model.encoder = "resnet50"
     c.model.width = 64                  # channels of the encoder's stem
     c.model.features = 24               # channels of the decoders' finest level
     c.model.proxies = 1                 # anti-ambiguity proxy: 1, or 0 for none
     c.model.distance = True             # the instance-aware decoder; False: classes alone
-    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
 
     c.targets = ml_collections.ConfigDict()
     c.targets.divisor = 20.0            # a boundary is sqrt(area) / divisor pixels thick
@@ -151,33 +137,15 @@ def _submitted() -> ml_collections.ConfigDict:
     c.inference.large = 25_000_000      # pixels of an image from which only scale 1 is used
     c.inference.partners = ()           # workdirs of other networks that are merged with this one
 
-    c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.01
-    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped together
-    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
-    c.optimizer.accumulate = 1          # batches of one update
     c.optimizer.schedule = {"name": "step_decay", "base": 6e-4, "every": 620, "factor": 0.95}
 
-    c.train = ml_collections.ConfigDict()
     c.train.steps = 61_938              # 999 epochs of 62 batches
-    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
-    c.train.log_every = 50
     c.train.eval_every = 3100
-    c.train.eval_images = 64
     c.train.checkpoint_every = 620
-    c.train.keep = 3
-    c.train.images = 6                  # validation images drawn at each evaluation
-    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
-    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
-    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
 
-    c.semi = ml_collections.ConfigDict()
-    c.semi.scheme = "none"              # "cross": two networks, each of which learns from the other
-    c.semi.unlabelled = ml_collections.ConfigDict()     # their sources, as data.train
-    c.semi.batch_size = 0
     c.semi.augment = "maunet"
-    c.semi.start_step = 0               # before it only annotated images count
     c.semi.weight = 1.5                 # of the consistency terms
     return c
 

@@ -47,6 +47,8 @@ from __future__ import annotations
 import ml_collections
 from ml_collections import config_dict
 
+from jaxcell.configuration import common_config
+
 HEADS = {
     "inner_pixelwise": ("inner_distance", "pixelwise"),
     "inner_outer_pixelwise": ("inner_distance", "outer_distance", "pixelwise"),
@@ -89,32 +91,16 @@ def _livecell(split: str) -> dict[str, object]:
 
 def _paper() -> ml_collections.ConfigDict:
     """Table 1 with ResNet50."""
-    c = ml_collections.ConfigDict()
-    c.system = "mesmer"
-    c.seed = 0
-    c.pretrained = ""                   # ImageNet weights or a published network to start from (.h5, .npz)
+    c = common_config("mesmer")   # the keys that all systems share: jaxcell/configuration.py
 
-    c.data = ml_collections.ConfigDict()
-    c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"livecell": _livecell("train")}
     c.data.val = {"livecell": _livecell("val")}
     c.data.channels = 1                 # of the network: 1, or 2 for nuclei and membranes
-    c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
     c.data.normalize = {"name": "standardise"}  # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "mesmer"           # a policy of jaxcell/data/augment/policies.py
-    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
     c.data.crop = 512
     c.data.batch_size = 2
-    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
-    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
-    c.data.prefetch = 4
-    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
-    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
-    c.data.disk_cache_gb = 20.0
-    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
-    c.model = ml_collections.ConfigDict()
     c.model.encoder = "resnet50"
     c.model.width = 64
     c.model.levels = (3, 4, 5)          # of the encoder in the pyramid; the first says how fine it is
@@ -126,7 +112,6 @@ def _paper() -> ml_collections.ConfigDict:
     c.model.scale = 1.0                 # factor on the image; EfficientNets expect 0 to 255
     c.model.normalize = "none"          # what the network itself does to the crop or tile that it sees, such as "whole_image"
     c.model.location = True
-    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
 
     c.targets = ml_collections.ConfigDict()
     c.targets.alpha = "auto"            # 1 / sqrt(area), or a number
@@ -160,34 +145,14 @@ def _paper() -> ml_collections.ConfigDict:
     c.inference.border = 3.0            # only of the mode "overlapping"
     c.inference.batch = 2
 
-    c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adam"
     c.optimizer.l2 = 0.0
-    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped together
     c.optimizer.clip_each_norm = 1e-3   # of each array by itself; 0: not
-    c.optimizer.accumulate = 1          # batches of one update
     c.optimizer.schedule = {"name": "constant", "base": 5e-4}
 
-    c.train = ml_collections.ConfigDict()
     c.train.steps = 79_700              # 50 epochs of 3188 images
-    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
-    c.train.log_every = 50
     c.train.eval_every = 1594
-    c.train.eval_images = 64
     c.train.checkpoint_every = 797
-    c.train.keep = 3
-    c.train.images = 6                  # validation images drawn at each evaluation
-    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
-    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
-    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
-
-    c.semi = ml_collections.ConfigDict()
-    c.semi.scheme = "none"              # this system has none
-    c.semi.unlabelled = ml_collections.ConfigDict()
-    c.semi.batch_size = 0
-    c.semi.augment = "flips"
-    c.semi.start_step = 0
-    c.semi.weight = 1.0
     return c
 
 

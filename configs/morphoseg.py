@@ -52,6 +52,8 @@ from functools import partial
 
 import ml_collections
 
+from jaxcell.configuration import common_config
+
 Change = Callable[[ml_collections.ConfigDict], None]
 
 
@@ -77,32 +79,17 @@ def _nt2(part: str) -> dict[str, object]:
 
 def _default() -> ml_collections.ConfigDict:
     """What the authors ran (RanchoGoose/MorphoSeg@a2ab9fe), mended, with R50-ViT-B/16."""
-    c = ml_collections.ConfigDict()
-    c.system = "morphoseg"
+    c = common_config("morphoseg")   # the keys that all systems share: jaxcell/configuration.py
     c.seed = 1234
-    c.pretrained = ""                   # Google's ViT or R50+ViT (.npz), or a published TransUNet (.pth)
 
-    c.data = ml_collections.ConfigDict()
-    c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"nt2": _nt2("train")}
     c.data.val = {"nt2": _nt2("val")}
     c.data.channels = 1                 # of the network: 1, or 3
-    c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
     c.data.normalize = {"name": "type_range"}   # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "morphoseg_released"   # a policy of jaxcell/data/augment/policies.py
-    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
     c.data.crop = 224
     c.data.batch_size = 128             # the paper says 256
-    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
-    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
-    c.data.prefetch = 4
-    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
-    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
-    c.data.disk_cache_gb = 20.0
-    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
-    c.model = ml_collections.ConfigDict()
     c.model.stem = "r50"                # before the transformer; "none": it sees patches of the image
     c.model.width = 64                  # channels of the stem's first convolution
     c.model.transformer = "base"        # an entry of VISION_SIZES (jaxcell/models/encoders/vit.py), such as "large"
@@ -110,7 +97,6 @@ def _default() -> ml_collections.ConfigDict:
     c.model.widths = (256, 128, 64, 16)     # of the cascade
     c.model.features = 512              # between transformer and cascade
     c.model.dropout = 0.1
-    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
 
     c.targets = ml_collections.ConfigDict()
     c.targets.erosion = 0               # pixels taken off cells, so that neighbours come apart
@@ -147,35 +133,14 @@ def _default() -> ml_collections.ConfigDict:
     c.inference.halo = 256
     c.inference.batch = 16
 
-    c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "sgd"
     c.optimizer.momentum = 0.9
     c.optimizer.l2 = 1e-4
-    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped together
-    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
-    c.optimizer.accumulate = 1          # batches of one update
     c.optimizer.schedule = {"name": "polynomial", "base": 0.01, "steps": 15_800, "power": 0.9}
 
-    c.train = ml_collections.ConfigDict()
     c.train.steps = 15_800              # 200 epochs of 79 batches
-    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
-    c.train.log_every = 50
     c.train.eval_every = 790
-    c.train.eval_images = 64
     c.train.checkpoint_every = 395
-    c.train.keep = 3
-    c.train.images = 6                  # validation images drawn at each evaluation
-    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
-    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
-    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
-
-    c.semi = ml_collections.ConfigDict()
-    c.semi.scheme = "none"              # this system has none
-    c.semi.unlabelled = ml_collections.ConfigDict()
-    c.semi.batch_size = 0
-    c.semi.augment = "flips"
-    c.semi.start_step = 0
-    c.semi.weight = 1.0
     return c
 
 

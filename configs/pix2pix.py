@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ml_collections
 
+from jaxcell.configuration import common_config
+
 VARIANTS = ("paper", "synthetic", "toy")
 
 
@@ -36,32 +38,16 @@ def _pairs(count: int, seed: int, size: int) -> dict[str, object]:
 
 
 def _paper() -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict()
-    c.system = "pix2pix"
-    c.seed = 0
-    c.pretrained = ""                   # a published generator to start from (.pth)
+    c = common_config("pix2pix")   # the keys that all systems share: jaxcell/configuration.py
 
-    c.data = ml_collections.ConfigDict()
-    c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"pairs": _folder("pairs", "train")}
     c.data.val = {"pairs": _folder("pairs", "val")}
     c.data.channels = 3                 # what is shown and what is to be drawn, in this order
-    c.data.planes = ()                  # which channels of the files to take, such as (0, 2, 3); (): all
     c.data.normalize = {"name": "type_range"}   # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "flips"            # a policy of jaxcell/data/augment/policies.py
-    c.data.device_augment = "none"
     c.data.crop = 512
     c.data.batch_size = 1
-    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
-    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
-    c.data.prefetch = 4
-    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
-    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
-    c.data.disk_cache_gb = 20.0
-    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
-    c.model = ml_collections.ConfigDict()
     c.model.inputs = 1                  # planes that are shown
     c.model.outputs = 2                 # planes that are drawn
     c.model.levels = 9                  # times that the image is halved: crop and tile are multiples of 2 ** levels
@@ -69,7 +55,6 @@ def _paper() -> ml_collections.ConfigDict:
     c.model.dropout = 0.5
     c.model.judge_width = 64            # of the discriminator
     c.model.judge_strided = 3           # its layers that halve the image: 3 judge patches of 70 pixels
-    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
 
     c.loss = ml_collections.ConfigDict()
     c.loss.adversarial = "vanilla"      # or "lsgan"
@@ -84,36 +69,16 @@ def _paper() -> ml_collections.ConfigDict:
     c.inference.margin = 0              # the thesis' parts do not overlap; 64 hides their seams
     c.inference.batch = 1
 
-    c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.01
     c.optimizer.b1 = 0.5
     c.optimizer.b2 = 0.999
-    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped together
-    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
-    c.optimizer.accumulate = 1          # batches of one update
     c.optimizer.schedule = {"name": "constant", "base": 2e-4}
 
-    c.train = ml_collections.ConfigDict()
     c.train.steps = 200_000
-    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
-    c.train.log_every = 50
     c.train.eval_every = 5000
     c.train.eval_images = 32
     c.train.checkpoint_every = 1000
-    c.train.keep = 3
-    c.train.images = 6                  # validation images drawn at each evaluation
-    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
-    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
-    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
-
-    c.semi = ml_collections.ConfigDict()
-    c.semi.scheme = "none"              # this system has none
-    c.semi.unlabelled = ml_collections.ConfigDict()
-    c.semi.batch_size = 0
-    c.semi.augment = "flips"
-    c.semi.start_step = 0
-    c.semi.weight = 1.0
     return c
 
 

@@ -65,6 +65,8 @@ from functools import partial
 import ml_collections
 from ml_collections import config_dict
 
+from jaxcell.configuration import common_config
+
 FOUR = ("cytoplasm", "nuclei", "border", "background")
 
 
@@ -83,32 +85,16 @@ def _folder(root: str, split: str, modality: str = "") -> dict[str, object]:
 
 def _thesis() -> ml_collections.ConfigDict:
     """Table 5.10, multi-level."""
-    c = ml_collections.ConfigDict()
-    c.system = "sparse_seunet"
-    c.seed = 0
-    c.pretrained = ""                   # a published network to start from (.pt, .npz)
+    c = common_config("sparse_seunet")   # the keys that all systems share: jaxcell/configuration.py
 
-    c.data = ml_collections.ConfigDict()
-    c.data.root = "data"                # the folder that holds the sources below
     c.data.train = {"exhaustive": _folder("exhaustive", "train")}
     c.data.val = {"exhaustive": _folder("exhaustive", "val")}
     c.data.channels = 2                 # of the network: the lower and the higher focal plane
-    c.data.planes = ()                  # which channels of the files to take, such as (0, 2); (): all
     c.data.normalize = {"name": "standardise"}  # and options of that function in jaxcell/data/normalize.py
     c.data.augment = "sparse_seunet"    # a policy of jaxcell/data/augment/policies.py
-    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
     c.data.crop = 512
     c.data.batch_size = 2
-    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
-    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
-    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
-    c.data.prefetch = 4
-    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
-    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
-    c.data.disk_cache_gb = 20.0
-    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
 
-    c.model = ml_collections.ConfigDict()
     c.model.width = 64                  # channels of every level
     c.model.levels = 5
     c.model.depth = 4                   # convolutions of each level, of encoder, decoders and branches
@@ -126,7 +112,6 @@ def _thesis() -> ml_collections.ConfigDict:
     c.model.groups = 1                  # maps of each instance
     c.model.head_depth = 0              # hidden layers of the head; the released code: 1
     c.model.objectness = False          # foretell the IoU of each mask
-    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
 
     c.targets = ml_collections.ConfigDict()
     c.targets.max_cells = 100           # of a crop, at most as many as queries
@@ -165,36 +150,18 @@ def _thesis() -> ml_collections.ConfigDict:
     c.inference.border = 3.0            # only of the mode "overlapping"
     c.inference.batch = 2
 
-    c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.005
-    c.optimizer.clip_norm = 0.0         # 0: gradients are not clipped
-    c.optimizer.clip_each_norm = 0.0
     c.optimizer.accumulate = 4          # batches of one update
     # 1e-5, later 5e-5; the thesis does not say when. The schedule counts updates.
     c.optimizer.schedule = {"name": "warmup_multistep", "base": 1e-5, "milestones": (2250,), "gamma": 5.0, "warmup_steps": 0,
                             "warmup_factor": 1.0}
 
-    c.train = ml_collections.ConfigDict()
     c.train.steps = 18_000              # 2000 epochs of 18 images
-    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
-    c.train.log_every = 50
     c.train.eval_every = 900
     c.train.eval_images = 5
     c.train.checkpoint_every = 450
-    c.train.keep = 3
     c.train.images = 5                  # validation images drawn at each evaluation
-    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
-    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
-    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
-
-    c.semi = ml_collections.ConfigDict()
-    c.semi.scheme = "none"              # this system has none
-    c.semi.unlabelled = ml_collections.ConfigDict()
-    c.semi.batch_size = 0
-    c.semi.augment = "flips"
-    c.semi.start_step = 0
-    c.semi.weight = 1.0
     return c
 
 

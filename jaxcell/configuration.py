@@ -12,7 +12,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-__all__ = ["load_changed_config", "load_config", "readable_flag_errors", "save_config"]
+__all__ = ["common_config", "load_changed_config", "load_config", "readable_flag_errors", "save_config"]
 
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
 FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
@@ -26,6 +26,60 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
                          "certain": 0.0}},
     "train": {"average_decay": 0.0, "max_skipped": 10, "profile": ()},
     "semi": {"scheme": "none", "unlabelled": {}, "batch_size": 0, "augment": "flips", "start_step": 0, "weight": 1.0}}
+
+
+def common_config(system: str) -> ml_collections.ConfigDict:
+    """The keys that mean the same in every system, with the values that most of them start from.
+
+    A config file adds what is its own: sources, network, targets, loss, decoding, inference, schedule and lengths.
+
+    Args:
+      system: an entry of `jaxcell.systems.SYSTEMS`.
+    """
+    c = ml_collections.ConfigDict()
+    c.system = system
+    c.seed = 0                          # of parameters, order, crops and augmentation
+    c.pretrained = ""                   # a published checkpoint or earlier runs to start from, see docs/training.md
+
+    c.data = ml_collections.ConfigDict()
+    c.data.root = "data"                # the folder that holds the sources
+    c.data.planes = ()                  # which channels of the files to take, such as (0,); (): all
+    c.data.device_augment = "none"      # intensity changes in the train step: a policy of jaxcell/training/device_augment.py
+    c.data.reject_empty = 0.0           # probability with which a crop without cells is drawn again
+    c.data.epoch_fraction = 1.0         # share of the images that an epoch visits, drawn anew for each
+    c.data.workers = 0                  # processes that prepare batches, 0: this one; for how many see benchmarks/input.py
+    c.data.prefetch = 4                 # batches prepared in advance by each of them
+    c.data.cache_gb = 4.0               # memory for decoded images; each worker may fill as much again
+    c.data.disk_cache = ""              # folder for decoded images, where they exceed the memory; "": none
+    c.data.disk_cache_gb = 20.0
+    c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
+
+    c.model = ml_collections.ConfigDict()
+    c.model.dtype = "auto"              # of the arithmetic: bfloat16 on GPUs and TPUs, float32 on CPUs; or one of them
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.clip_norm = 0.0         # of the gradient of all parameters together; 0: not clipped
+    c.optimizer.clip_each_norm = 0.0    # of each array by itself; 0: not
+    c.optimizer.accumulate = 1          # batches of one update
+
+    c.train = ml_collections.ConfigDict()
+    c.train.stop_step = 0               # stop (and save) earlier than `steps`; 0: do not
+    c.train.log_every = 50
+    c.train.eval_images = 64
+    c.train.keep = 3                    # checkpoints
+    c.train.images = 6                  # validation images drawn at each evaluation
+    c.train.average_decay = 0.0         # share of the running average of the parameters that a step keeps; 0: no average
+    c.train.max_skipped = 10            # stop after so many updates in a row that were not finite
+    c.train.profile = ()                # (first, last): trace these steps into workdir/profile
+
+    c.semi = ml_collections.ConfigDict()    # images without annotation, see docs/training.md
+    c.semi.scheme = "none"              # "listen2student": the running average teaches the network; "cross": two networks do
+    c.semi.unlabelled = ml_collections.ConfigDict()     # their sources, as data.train
+    c.semi.batch_size = 0
+    c.semi.augment = "flips"
+    c.semi.start_step = 0               # before it only annotated images count
+    c.semi.weight = 1.0                 # of the consistency terms ("cross")
+    return c
 
 
 def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
