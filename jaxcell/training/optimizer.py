@@ -22,7 +22,8 @@ def constant(*, base: float) -> Schedule:
 
 
 def warmup_cosine(*, base: float, steps: int, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
-    """Linear from 0 to `base` over `warmup_steps`, then half a cosine down to `end` at `steps`."""
+    """Linear from 0 to `base` over `warmup_steps`, at most half of all, then half a cosine down to `end` at `steps`."""
+    warmup_steps = min(warmup_steps, steps // 2)        # a run shortened to a few steps learns too
     return optax.warmup_cosine_decay_schedule(0.0 if warmup_steps else base, base, warmup_steps, steps, end)
 
 
