@@ -272,10 +272,9 @@ def _toy(c: ml_collections.ConfigDict) -> None:
     c.data.train = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 8, "size": 96, "seed": 1}})
     c.data.val = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 2, "size": 96, "seed": 2}})
     c.data.update({"crop": 96, "batch_size": 4})
-    # Levels that do not depend on what else a region shows: the same cells in blocks of any size.
     c.decode.update({"skeleton": "absolute", "skeleton_threshold": 0.8, "small_fraction": 0.0})
     c.optimizer.schedule.update({"base": 3e-3, "warmup_steps": 2})
-    c.inference.update({"tile": 96, "margin": 16, "block": 256, "halo": 32, "batch": 2})
+    c.inference.update({"tile": 96, "margin": 16, "halo": 32, "batch": 2})
     c.train.update({"steps": 40, "log_every": 4, "eval_every": 20, "eval_images": 2, "checkpoint_every": 5, "images": 1})
 
 
