@@ -268,7 +268,7 @@ def _own(c: ml_collections.ConfigDict) -> None:
 
 def _toy(c: ml_collections.ConfigDict) -> None:
     _small(c)
-    c.model.update({"width": 8, "features": 4})
+    c.model.update({"encoder": "resnet6", "width": 8, "features": 4})
     c.data.train = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 8, "size": 96, "seed": 1}})
     c.data.val = ml_collections.ConfigDict({"synthetic": {"kind": "synthetic", "count": 2, "size": 96, "seed": 2}})
     c.data.update({"crop": 96, "batch_size": 4})

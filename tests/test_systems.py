@@ -141,11 +141,15 @@ def test_perfect_outputs_decode_to_the_truth(name, finder):
 
 
 def test_outputs_have_the_same_keys_and_shapes_in_train_and_eval(name):
-    state, _, _ = fresh_state(name)
     model, image = system_of(name).model, batch_of(name)["image"]
-    train, _ = model.apply(state.variables, image, True, rngs={"dropout": jax.random.PRNGKey(0)}, mutable=["batch_stats"])
-    evaluation = model.apply(state.variables, image, False)
-    assert {k: v.shape for k, v in train.items()} == {k: v.shape for k, v in evaluation.items()}
+    variables = jax.eval_shape(lambda: fresh_state(name)[0].variables)
+
+    def both(variables):
+        train, _ = model.apply(variables, image, True, rngs={"dropout": jax.random.PRNGKey(0)}, mutable=["batch_stats"])
+        return train, model.apply(variables, image, False)
+
+    train, evaluation = jax.eval_shape(both, variables)
+    assert {k: (v.shape, v.dtype) for k, v in train.items()} == {k: (v.shape, v.dtype) for k, v in evaluation.items()}
 
 
 def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):

@@ -38,11 +38,12 @@ ENCODERS: Mapping[str, Part] = {
     "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
     "wideresnet50": partial(ResNet, stage_sizes=(3, 4, 6), block=partial(Bottleneck, width_per_group=128)),
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=ResidualBlock),
+    "resnet6": partial(ResNet, stage_sizes=(1, 1), block=ResidualBlock),
 }
-"""Encoders by name; `width` (64) of any may be bound smaller. The second does without its last stage; the last one is ours, for
-few CPU cores."""
+"""Encoders by name; `width` (64) of any may be bound smaller. The second does without its last stage; the last two are ours, for
+few CPU cores and for tests."""
 
-DIVISORS: Mapping[str, int] = {"resnet50": 32, "wideresnet50": 16, "resnet18": 32}
+DIVISORS: Mapping[str, int] = {"resnet50": 32, "wideresnet50": 16, "resnet18": 32, "resnet6": 8}
 """The coarsest stride of each encoder."""
 
 BRANCHES: Mapping[str, str] = {"resnet50": "branch1.", "wideresnet50": "branch2."}
