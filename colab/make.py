@@ -46,7 +46,7 @@ TASKS = {
         'modality="phase", shape="irregular", radius=(14.0, 20.0)'),
     "sparse_seunet": Task(
         "SparseSEU-Net", "A list of masks instead of a map: cells that overlap are both whole. Prytula's thesis; Cheng et al., "
-        "SparseInst, CVPR 2022.", 'modality="brightfield", overlap=0.6, radius=(9.0, 13.0)'),
+        "SparseInst, CVPR 2022.", 'modality="phase", overlap=0.6, radius=(9.0, 13.0)'),
 }
 
 INSTALL = f"""\

@@ -75,6 +75,7 @@ def _paper() -> ml_collections.ConfigDict:
     c.optimizer.b2 = 0.999
     c.optimizer.schedule = {"name": "constant", "base": 2e-4}
 
+    c.train.inception = ""              # weights (pt_inception-2015-12-05-6726825d.pth) to report the Fréchet inception distance
     c.train.steps = 200_000
     c.train.eval_every = 5000
     c.train.eval_images = 32

@@ -56,7 +56,7 @@ from jaxcell.training.objectives import Objective, cross_supervised, supervised
 from jaxcell.training.semi import make_teacher
 from jaxcell.training.state import TrainState, parameter_count, state_digest
 from jaxcell.training.step import descending, make_apply, make_train_step
-from jaxcell.translate import make_translate, score_images
+from jaxcell.translate import load_features, make_translate, score_images
 from jaxcell.types import Sample
 
 __all__ = ["train"]
@@ -166,14 +166,14 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
         def validate(step: int) -> None:
             if not len(val_source) or (step % config.train.eval_every and step != last):
                 return
-            score = 0.0
+            values = {judge.key: 0.0}
             if leader:
                 variables = on_own_devices(state.predicting, own_mesh)
                 samples = (val_source[i] for i in range(min(len(val_source), config.train.eval_images)))
-                score = judge.score(variables, samples, workdir / "pictures" / f"step_{step:07d}")
-            score = from_leader(score)
+                values = judge.score(variables, samples, workdir / "pictures" / f"step_{step:07d}")
+            score = from_leader(values[judge.key])
             best = checkpoints.save_best(state, cursor_now(), score if judge.more_is_better else -score)
-            log.write(step, {judge.key: score})
+            log.write(step, values)
             bar.write(f"step {step}: validation {judge.words} {score:.4f}{', the best so far' if best else ''}")
             if leader:
                 viz.curves(log.path, workdir / "curves.png")
@@ -257,16 +257,18 @@ def report_skipped(step: Step | None, workdir: Path, bar: Any, *, most: int) -> 
 
 
 class Judge(NamedTuple):
-    """How validation scores the network: the key of the log, the words of the terminal, and the score itself.
+    """How validation scores the network.
 
     Attributes:
-      score: (variables, samples, folder for pictures) -> number.
+      key: of the score that chooses the best checkpoint.
+      words: for the terminal.
+      score: (variables, samples, folder for pictures) -> scores for the log.
       more_is_better: whether the best checkpoint has the highest score, or the lowest.
     """
 
     key: str
     words: str
-    score: Callable[[Any, Iterable[Sample], Path], float]
+    score: Callable[[Any, Iterable[Sample], Path], dict[str, float]]
     more_is_better: bool = True
 
 
@@ -274,14 +276,19 @@ def make_judge(system: System, apply: Callable[..., Any], mesh: Mesh, config: ml
     """F1 of cells, or the mean absolute error of systems that make images."""
     if system.draw is not None:
         translate = make_translate(system, apply, mesh, config)
-        return Judge("val/l1", "mean absolute error", lambda variables, samples, pictures: score_images(
-            partial(translate, variables), samples, normalize=dict(config.data.normalize), pictures=pictures,
-            picture_count=config.train.images), more_is_better=False)
+        features = load_features(config.train.inception) if config.train.inception else None
+
+        def distances(variables: Any, samples: Iterable[Sample], pictures: Path) -> dict[str, float]:
+            scores = score_images(partial(translate, variables), samples, normalize=dict(config.data.normalize),
+                                  features=features, pictures=pictures, picture_count=config.train.images)
+            return {f"val/{name}": value for name, value in scores.items()}
+
+        return Judge("val/l1", "mean absolute error", distances, more_is_better=False)
     predict = make_predict(system, apply, mesh, config)
 
-    def f1(variables: Any, samples: Iterable[Sample], pictures: Path) -> float:
+    def f1(variables: Any, samples: Iterable[Sample], pictures: Path) -> dict[str, float]:
         report = score_samples(partial(predict, variables), samples, picture_count=config.train.images, pictures=pictures)
-        return float(np.nan_to_num(report.pooled_f1))       # undefined without cells and predictions
+        return {"val/f1": float(np.nan_to_num(report.pooled_f1))}       # undefined without cells and predictions
 
     return Judge("val/f1", "F1@0.5 (pooled)", f1)
 

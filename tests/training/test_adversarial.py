@@ -110,7 +110,10 @@ def test_images_are_scored_as_they_are_learnt(tmp_path):
     made = np.full((6, 8, 2), 0.3, np.float32)
     samples = [Sample(image, name="one")] * 2
     error = score_images(lambda stored: made, samples, normalize={"name": "type_range"}, pictures=tmp_path, picture_count=1)
-    assert error == pytest.approx(0.1)
+    assert error == {"l1": pytest.approx(0.1)}
+    together = score_images(lambda stored: made, samples, normalize={"name": "type_range"},
+                            features=lambda planes: np.stack([planes.mean((1, 2)), planes[:, 0, 0] ** 2], axis=1))
+    assert together["fid"] == pytest.approx(0.1 ** 2 + (0.3 ** 2 - 0.2 ** 2) ** 2, rel=1e-4)      # no spread: means alone
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
     with pytest.raises(ValueError, match="no samples"):
         score_images(lambda stored: made, [], normalize={"name": "type_range"})
