@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "parity"), str(ROOT)]
 
 # Several CPU devices, so that data parallelism is tested everywhere; must be set before jax starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
