@@ -179,7 +179,7 @@ def forward_operations(model: nn.Module, shape: tuple[int, ...]) -> int:
         if isinstance(layer, Conv):
             found.append(2 * result.size * layer.kernel ** 2 * arguments[0].shape[-1] // layer.groups)
         elif isinstance(layer, ConvTranspose):
-            found.append(2 * result.size * arguments[0].shape[-1])
+            found.append(2 * result.size * arguments[0].shape[-1] * (layer.kernel // (layer.stride or layer.kernel)) ** 2)
         return result
 
     with nn.intercept_methods(count):

@@ -151,10 +151,6 @@ def _submitted() -> ml_collections.ConfigDict:
 
 
 # ------------------------------------------------------------------------------------------------------ the submission, Table 5
-def _resnet50(c: ml_collections.ConfigDict) -> None:
-    pass
-
-
 def _wideresnet50(c: ml_collections.ConfigDict) -> None:
     c.model.encoder = "wideresnet50"
 
@@ -279,7 +275,7 @@ def _toy(c: ml_collections.ConfigDict) -> None:
 
 
 VARIANTS: dict[str, Callable[[ml_collections.ConfigDict], None]] = {
-    "resnet50": _resnet50, "wideresnet50": _wideresnet50, "resnet50_tta": _scales, "wideresnet50_tta": _wideresnet50_tta,
+    "resnet50": lambda c: None, "wideresnet50": _wideresnet50, "resnet50_tta": _scales, "wideresnet50_tta": _wideresnet50_tta,
     "two_models": _two_models, "two_models_tta": _two_models_tta, "table4": _table4,
     "table4_no_regression": _table4_no_regression, "table4_cr": _table4_cr, "table4_cr_logits": _table4_cr_logits,
     "table4_aap": _table4_aap, "paper": _paper, "mixed": _mixed, "mixed_aap": _mixed_aap, "mixed_cr": _mixed_cr, "own": _own,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-__all__ = ["common_config", "load_changed_config", "load_config", "readable_flag_errors", "save_config"]
+__all__ = ["common_config", "load_changed_config", "load_config", "read_command_line", "readable_flag_errors", "save_config"]
 
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
 FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
@@ -151,6 +152,33 @@ def readable_flag_errors() -> Iterator[None]:
         text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
         text = text.rpartition("Error: ")[2]       # what a config file raised comes with its own traceback
         raise ValueError(" ".join(text.split())) from error
+
+
+def read_command_line(values: flags.FlagValues, *, usage: str, text: str, required: Sequence[str]) -> bool:
+    """Reads sys.argv into flags that are defined.
+
+    Args:
+      values: the flags; read with what each `DEFINE_...` returned.
+      usage: the command in one line.
+      text: what it does.
+      required: names of flags without which it cannot.
+
+    Returns:
+      False where help was asked for: it is printed, and there is nothing to do.
+
+    Raises:
+      ValueError: a flag, config file or key that does not exist, a required flag that is missing, other arguments.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"usage: {usage}\n\n{text}\n{values.get_help()}")
+        return False
+    with readable_flag_errors():
+        rest = values(sys.argv)[1:]
+        missing = [f"--{name}" for name in required if values[name].value is None]
+    if missing or rest:
+        problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
+        raise ValueError(f"{problem}; see --help.")
+    return True
 
 
 def _tuples(tree: Any) -> Any:

@@ -8,7 +8,6 @@ workdir of a run of pix2pix, what is composed is phase contrast and what is writ
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from jaxcell.configuration import readable_flag_errors
+from jaxcell.configuration import read_command_line
 from jaxcell.data.compose import ComposedSource
 from jaxcell.data.sources import Source, open_source
 from jaxcell.export.layouts import LAYOUTS, Written, convert
@@ -86,16 +85,9 @@ def run() -> None:
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", None, "configs/synthesis.py[:variant]", flag_values=values)
     out = flags.DEFINE_string("out", None, "New folder for the data set.", flag_values=values)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"usage: jaxcell synthesize --config FILE[:VARIANT] --out DIR [--config.a.b=c ...]\n\n{__doc__}\n"
-              f"{values.get_help()}")
+    if not read_command_line(values, usage="jaxcell synthesize --config FILE[:VARIANT] --out DIR [--config.a.b=c ...]",
+                             text=str(__doc__), required=("config", "out")):
         return
-    with readable_flag_errors():
-        rest = values(sys.argv)[1:]
-        missing = [name for name, flag in (("--config", config), ("--out", out)) if flag.value is None]
-    if missing or rest:
-        problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
-        raise ValueError(f"{problem}; see --help.")
     quiet_libraries()
     written = synthesize(config.value, str(out.value))
     print(f"{written.images} images, {written.cells} cells -> {out.value} ({LAYOUTS[config.value.layout].text})")

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jaxcell import viz
-from jaxcell.configuration import readable_flag_errors, save_config
+from jaxcell.configuration import read_command_line, save_config
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources import open_source
 from jaxcell.evaluate import make_predict, score_samples
@@ -367,16 +367,9 @@ def run() -> None:
                                       "(SLURM, Open MPI, GKE, TPU pods).", flag_values=values)
     processes = flags.DEFINE_integer("processes", 0, "How many, if the coordinator is named.", flag_values=values)
     process = flags.DEFINE_integer("process", -1, "Number of this one, if the coordinator is named.", flag_values=values)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"usage: jaxcell train --config FILE[:VARIANT] --workdir DIR [options] [--config.a.b=c ...]\n\n{__doc__}\n"
-              f"{values.get_help()}")
+    if not read_command_line(values, usage="jaxcell train --config FILE[:VARIANT] --workdir DIR [options] [--config.a.b=c ...]",
+                             text=str(__doc__), required=("config", "workdir")):
         return
-    with readable_flag_errors():
-        rest = values(sys.argv)[1:]
-        missing = [name for name, flag in (("--config", config), ("--workdir", workdir)) if flag.value is None]
-    if missing or rest:
-        problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
-        raise ValueError(f"{problem}; see --help.")
     quiet_libraries()
     join_processes(coordinator=coordinator.value, processes=processes.value, process=process.value)
     use_compile_cache(cache.value)

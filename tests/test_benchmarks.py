@@ -23,13 +23,15 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, image, train=False):
         x = Conv(8, 3, 2, use_bias=True)(image)
-        return ConvTranspose(5)(Conv(12, 3, groups=4)(x))
+        x = ConvTranspose(5)(Conv(12, 3, groups=4)(x))
+        return ConvTranspose(7, 4, 2)(x)
 
 
 def test_operations_of_a_network_by_hand():
     first, grouped, transposed = 2 * 8 * 6 * 8 * 9 * 3, 2 * 8 * 6 * 12 * 9 * 2, 2 * 16 * 12 * 5 * 12
-    assert forward_operations(Tiny(), (1, 16, 12, 3)) == first + grouped + transposed
-    assert forward_operations(Tiny(), (3, 16, 12, 3)) == 3 * (first + grouped + transposed)
+    overlapping = 2 * 32 * 24 * 7 * 5 * 4       # every output pixel is the sum of 2 x 2 taps of a kernel of 4
+    assert forward_operations(Tiny(), (1, 16, 12, 3)) == first + grouped + transposed + overlapping
+    assert forward_operations(Tiny(), (3, 16, 12, 3)) == 3 * (first + grouped + transposed + overlapping)
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path, capsys):

@@ -157,8 +157,11 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name):
     objective = jax.jit(jax.grad(supervised(system_of(name)), has_aux=True))
     grads, _ = objective(state.params, carried_of(state), batch_of(name), jax.random.PRNGKey(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
-        assert np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} is not trained"
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), where
+        # A bias of attention's keys shifts all likenesses of a query alike, which softmax takes out again: its gradient is 0.
+        if not where.endswith("['attention']['key']['bias']"):
+            assert np.abs(leaf).max() > 0, f"{where} is not trained"
 
 
 def test_steps_on_one_batch_lower_the_loss_with_one_trace(name):
@@ -195,8 +198,9 @@ def coordinates(size: int) -> np.ndarray:
 
 
 def check_tiled_maps(name):
-    """The whole image's maps, cut into tiles and put together again; in several blocks where the decoder needs no more than a
-    cell's surroundings to draw it. One that measures all cells of a region (maunet) has a block for images of usual sizes."""
+    """The whole image's maps, cut into tiles and put together again, in one block and in several. A decoder that measures all
+    cells of a region (maunet; its block is for images of usual sizes) draws some pixels otherwise in several, but every cell
+    once."""
     config, system = config_of(name), system_of(name)
     size, tile = 4 * config.data.crop, 2 * config.data.crop
     big = synthetic_sample(size)
@@ -212,10 +216,13 @@ def check_tiled_maps(name):
         return {k: np.stack(v) for k, v in out.items()}
 
     whole = system.decode(maps)
-    for block in (tile // 2, tile) if config.inference.block < size else (size,):
+    for block in (tile // 2, tile, size):
         tiled = predict_image(look_up, coordinates(size), decode=system.decode, tile=tile, margin=tile // 4, block=block,
                               halo=tile // 4, batch=3, divisor=system.divisor)
-        assert cells_of(tiled) == cells_of(whole)
+        if block < size <= config.inference.block:
+            assert f1(whole, tiled) == 1.0
+        else:
+            assert cells_of(tiled) == cells_of(whole)
 
 
 def check_tiled_lists(name):

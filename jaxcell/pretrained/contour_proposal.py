@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from jaxcell.pretrained.places import Path, Shape, kernel_from_torch, place_arrays
 
 __all__ = ["contour_proposal_paths", "load_contour_proposal"]
-
-Path = tuple[str, ...]
 
 # The children of one module there and here.
 _BLOCK = {"conv1": "conv1", "bn1": "norm1", "conv2": "conv2", "bn2": "norm2", "conv3": "conv3", "bn3": "norm3",
@@ -102,25 +101,11 @@ def load_contour_proposal(state_dict: Mapping[str, np.ndarray], variables: Mappi
     Raises:
       ValueError: names that are missing, left over or differently shaped, all in one message.
     """
-    expected = traverse_util.flatten_dict(dict(variables))
-    paths = contour_proposal_paths(state_dict)
-    loaded: dict[Path, np.ndarray] = {}
-    wrong = []
-    for name, path in paths.items():
-        if path not in expected:
-            continue
-        array = np.asarray(state_dict[name])
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        if array.shape != tuple(expected[path].shape):
-            wrong.append(f"{name} {array.shape} for {'/'.join(path)} {tuple(expected[path].shape)}")
-            continue
-        if path[-2] == "output":
-            array = array[..., _yx_channels(path[-3], array.shape[-1])]
-        loaded[path] = array.astype(expected[path].dtype)
-    left = [name for name in state_dict if paths.get(name) not in expected and name.rpartition(".")[2] not in _IGNORED]
-    missing = ["/".join(path) for path in expected if path not in set(paths.values())]
-    if missing or left or wrong:
-        raise ValueError("load_contour_proposal: the checkpoint is of another network; choose the encoder, decoder and heads "
-                         f"that it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
-                         f"{left or 'none'}; of another shape: {wrong or 'none'}.")
-    return traverse_util.unflatten_dict(loaded)
+    return place_arrays(state_dict, variables, contour_proposal_paths(state_dict), of="the encoder, decoder and heads",
+                        convert=_converted, ignored=lambda name: name.rpartition(".")[2] in _IGNORED)
+
+
+def _converted(name: str, array: np.ndarray, path: Path, shape: Shape) -> np.ndarray:
+    array = kernel_from_torch(array)
+    heads = path[-2] == "output" and array.shape == shape
+    return array[..., _yx_channels(path[-3], array.shape[-1])] if heads else array

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from jaxcell.pretrained.places import Path, kernel_from_torch, place_arrays
 
 __all__ = ["load_inception"]
 
@@ -32,20 +33,12 @@ def load_inception(state_dict: Mapping[str, np.ndarray], variables: Mapping[str,
     Raises:
       ValueError: names that are missing, left over or differently shaped.
     """
-    expected = traverse_util.flatten_dict(dict(variables))
-    loaded, left = {}, []
-    for name, value in state_dict.items():
-        *modules, leaf = name.split(".")
-        collection, last = _LEAVES.get(leaf, ("", ""))
-        path = (collection, *modules, "scale" if modules[-1:] == ["bn"] and last == "kernel" else last)
-        array = np.asarray(value)
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        if path in expected and expected[path].shape == array.shape:
-            loaded[path] = array.astype(expected[path].dtype)
-        elif not name.startswith(_IGNORED) and leaf != _COUNTER:
-            left.append(f"{name} {array.shape}")
-    missing = ["/".join(path) for path in expected if path not in loaded]
-    if missing or left:
-        raise ValueError(f"load_inception: not the weights of an Inception-v3. Missing: {missing or 'none'}; left over or of "
-                         f"another shape: {left or 'none'}. Use pt_inception-2015-12-05 of pytorch-fid.")
-    return traverse_util.unflatten_dict(loaded)
+    return place_arrays(state_dict, variables, {name: _path(name) for name in state_dict}, of="pt_inception-2015-12-05, the file",
+                        convert=lambda name, array, path, shape: kernel_from_torch(array),
+                        ignored=lambda name: name.startswith(_IGNORED) or name.endswith(_COUNTER))
+
+
+def _path(name: str) -> Path:
+    *modules, leaf = name.split(".")
+    collection, last = _LEAVES.get(leaf, ("", ""))
+    return (collection, *modules, "scale" if modules[-1:] == ["bn"] and last == "kernel" else last)

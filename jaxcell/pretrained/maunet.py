@@ -10,11 +10,10 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from jaxcell.pretrained.places import Path, Shape, kernel_from_torch, place_arrays
 
 __all__ = ["load_maunet", "maunet_paths"]
-
-Path = tuple[str, ...]
 
 # The children of one module there and here.
 _BOTTLENECK = {"conv1": "conv1", "bn1": "norm1", "conv2": "conv2", "bn2": "norm2", "conv3": "conv3", "bn3": "norm3",
@@ -89,33 +88,21 @@ def load_maunet(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, An
     Raises:
       ValueError: names that are missing, left over or differently shaped, all in one message.
     """
-    expected = traverse_util.flatten_dict(dict(variables))
     if branch and any(name.startswith(branch) for name in state_dict):
         state_dict = {name.removeprefix(branch): array for name, array in state_dict.items() if name.startswith(branch)}
     backbone = not any(name.startswith(_BACKBONE) for name in state_dict)
     if backbone:
-        stages = {path[2] for path in expected if path[1] == "encoder"}
-        state_dict = {name: array for name, array in state_dict.items() if not _is_beyond(name, stages)}
-    paths = maunet_paths(state_dict)
-    loaded = {path: leaf for path, leaf in expected.items() if backbone and path[1] != "encoder"}
-    kept, wrong = set(loaded), []
-    for name, path in paths.items():
-        if path not in expected:
-            continue
-        array = np.asarray(state_dict[name])
-        if array.ndim == 4:     # of a transposed convolution inputs come first
-            array = array.transpose(2, 3, 0, 1) if ".transp_conv." in name else array.transpose(2, 3, 1, 0)
-        if array.shape != tuple(expected[path].shape):
-            wrong.append(f"{name} {np.shape(state_dict[name])} for {'/'.join(path)} {tuple(expected[path].shape)}")
-            continue
-        loaded[path] = array.astype(expected[path].dtype)
-    left = [name for name in state_dict if paths.get(name) not in expected and not name.endswith(".num_batches_tracked")]
-    missing = ["/".join(path) for path in expected if path not in kept | set(paths.values())]
-    if missing or left or wrong:
-        raise ValueError("load_maunet: the checkpoint is of another network; choose the encoder, classes and decoders that it "
-                         f"was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: {left or 'none'}; "
-                         f"of another shape: {wrong or 'none'}.")
-    return traverse_util.unflatten_dict(loaded)
+        modules = variables["params"]["encoder"]
+        state_dict = {name: array for name, array in state_dict.items() if not _is_beyond(name, modules)}
+    return place_arrays(state_dict, variables, maunet_paths(state_dict), of="the encoder, classes and decoders",
+                        convert=_converted, ignored=lambda name: name.endswith(".num_batches_tracked"),
+                        stays=lambda path: backbone and path[1] != "encoder")
+
+
+def _converted(name: str, array: np.ndarray, path: Path, shape: Shape) -> np.ndarray:
+    if ".transp_conv." in name and array.ndim == 4:     # its inputs come first
+        return array.transpose(2, 3, 0, 1)
+    return kernel_from_torch(array)
 
 
 def _is_beyond(name: str, modules: Container[str]) -> bool:

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from jaxcell.pretrained.places import Path, Shape, place_arrays
 
 __all__ = ["load_mesmer", "mesmer_paths"]
-
-Path = tuple[str, ...]
 
 _LEAVES = {"kernel": ("params", "kernel"), "depthwise_kernel": ("params", "kernel"), "bias": ("params", "bias"),
            "gamma": ("params", "scale"), "beta": ("params", "bias"),
@@ -82,27 +81,14 @@ def load_mesmer(state_dict: Mapping[str, np.ndarray], variables: Mapping[str, An
     Raises:
       ValueError: names that are missing, left over or differently shaped, all in one message.
     """
-    expected = traverse_util.flatten_dict(dict(variables))
     paths = mesmer_paths(state_dict, heads=heads)
     backbone = all(path[1] == "encoder" for path in paths.values())
-    loaded = {path: leaf for path, leaf in expected.items() if backbone and path[1] != "encoder"}
-    kept, wrong = set(loaded), []
-    for name, path in paths.items():
-        if path not in expected:
-            continue
-        array = np.asarray(state_dict[name])
-        array = array.transpose(0, 1, 3, 2) if name.endswith("/depthwise_kernel") else array
-        if array.shape != tuple(expected[path].shape):
-            wrong.append(f"{name} {np.shape(state_dict[name])} for {'/'.join(path)} {tuple(expected[path].shape)}")
-            continue
-        loaded[path] = array.astype(expected[path].dtype)
-    left = [name for name in state_dict if paths.get(name) not in expected and not _is_ignored(name)]
-    missing = ["/".join(path) for path in expected if path not in kept | set(paths.values())]
-    if missing or left or wrong:
-        raise ValueError("load_mesmer: the checkpoint is of another network; choose the encoder, levels, heads and channels "
-                         f"that it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
-                         f"{left or 'none'}; of another shape: {wrong or 'none'}.")
-    return traverse_util.unflatten_dict(loaded)
+    return place_arrays(state_dict, variables, paths, of="the encoder, levels, heads and channels", convert=_converted,
+                        ignored=_is_ignored, stays=lambda path: backbone and path[1] != "encoder")
+
+
+def _converted(name: str, array: np.ndarray, path: Path, shape: Shape) -> np.ndarray:
+    return array.transpose(0, 1, 3, 2) if name.endswith("/depthwise_kernel") else array
 
 
 def _is_ignored(name: str) -> bool:

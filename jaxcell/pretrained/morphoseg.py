@@ -12,13 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from jaxcell.models.resize import resize_corner_aligned
+from jaxcell.pretrained.places import Path, Shape, kernel_from_torch, place_arrays
 
 __all__ = ["fit_positions", "load_morphoseg", "morphoseg_paths"]
-
-Path = tuple[str, ...]
 
 _UNIT = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "gn1": "norm1", "gn2": "norm2", "gn3": "norm3",
          "downsample": "projection", "conv_proj": "projection", "gn_proj": "projection_norm"}
@@ -134,35 +132,19 @@ def load_morphoseg(state_dict: Mapping[str, np.ndarray], variables: Mapping[str,
     Raises:
       ValueError: names that are missing, left over or differently shaped, all in one message.
     """
-    expected = traverse_util.flatten_dict(dict(variables))
     paths = morphoseg_paths(state_dict)
     trunk = all(path[1] in _TRUNK for path in paths.values())
-    loaded = {path: leaf for path, leaf in expected.items() if trunk and path[1] not in _TRUNK}
-    kept, wrong = set(loaded), []
-    for name, path in paths.items():
-        if path not in expected:
-            continue
-        shape = tuple(expected[path].shape)
-        array = _fitted(np.asarray(state_dict[name]), name, path, shape)
-        if array.shape != shape:
-            wrong.append(f"{name} {np.shape(state_dict[name])} for {'/'.join(path)} {shape}")
-            continue
-        loaded[path] = array.astype(expected[path].dtype)
-    left = [name for name in state_dict if paths.get(name) not in expected and not _IGNORED.fullmatch(name)]
-    missing = ["/".join(path) for path in expected if path not in kept | set(paths.values())]
-    if missing or left or wrong:
-        raise ValueError("load_morphoseg: the checkpoint is of another network; choose the stem, transformer, widths and skips "
-                         f"that it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
-                         f"{left or 'none'}; of another shape: {wrong or 'none'}.")
-    return traverse_util.unflatten_dict(loaded)
+    return place_arrays(state_dict, variables, paths, of="the stem, transformer, widths and skips", convert=_fitted,
+                        ignored=lambda name: _IGNORED.fullmatch(name) is not None,
+                        stays=lambda path: trunk and path[1] not in _TRUNK)
 
 
-def _fitted(array: np.ndarray, name: str, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _fitted(name: str, array: np.ndarray, path: Path, shape: Shape) -> np.ndarray:
     """An array of a checkpoint in the layout of ours; one that cannot be is returned as it is."""
     if path[-1] == "positions":
         return fit_positions(array, shape[0])
     if name.endswith(".weight") and array.ndim > 1:     # PyTorch: outputs first
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        array = kernel_from_torch(array) if array.ndim == 4 else array.T
     # PyTorch joins the heads of attention; Google's group norms are (1, 1, 1, C).
     split = "attention" in path or array.shape[:-1] == (1,) * (array.ndim - 1)
     return array.reshape(shape) if split and array.size == np.prod(shape) else array

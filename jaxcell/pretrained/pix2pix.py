@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from jaxcell.pretrained.places import Path, Shape, kernel_from_torch, place_arrays
 
 __all__ = ["discriminator_paths", "generator_paths", "load_discriminator", "load_generator"]
-
-Path = tuple[str, ...]
 
 _LEAVES = {"weight": ("params", "kernel"), "bias": ("params", "bias"), "running_mean": ("batch_stats", "mean"),
            "running_var": ("batch_stats", "var")}
@@ -99,22 +98,11 @@ def _place(module: str, leaf: str) -> Path:
 
 
 def _load(paths: Mapping[str, Path], state_dict: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, Any]:
-    expected = traverse_util.flatten_dict(dict(variables))
-    loaded, wrong = {}, []
-    for name, path in paths.items():
-        if path not in expected:
-            continue
-        array = np.asarray(state_dict[name])
-        if array.ndim == 4:     # [out, in, k, k]; of a transposed convolution [in, out, k, k]
-            array = array.transpose(2, 3, 0, 1) if path[1].startswith("up") else array.transpose(2, 3, 1, 0)
-        if array.shape != tuple(expected[path].shape):
-            wrong.append(f"{name} {array.shape} for {'/'.join(path)} {tuple(expected[path].shape)}")
-            continue
-        loaded[path] = array.astype(expected[path].dtype)
-    left = [name for name, path in paths.items() if path not in expected and not name.endswith(_COUNTER)]
-    missing = ["/".join(path) for path in expected if path not in set(paths.values())]
-    if missing or left or wrong:
-        raise ValueError("pix2pix: the checkpoint is of another network; choose the planes, levels and width that it was trained "
-                         f"with. Missing in the checkpoint: {missing or 'none'}; left over in it: {left or 'none'}; of another "
-                         f"shape: {wrong or 'none'}.")
-    return traverse_util.unflatten_dict(loaded)
+    return place_arrays(state_dict, variables, paths, of="the planes, levels and width", convert=_converted,
+                        ignored=lambda name: name.endswith(_COUNTER))
+
+
+def _converted(name: str, array: np.ndarray, path: Path, shape: Shape) -> np.ndarray:
+    if path[1].startswith("up") and array.ndim == 4:    # transposed convolutions: inputs come first
+        return array.transpose(2, 3, 0, 1)
+    return kernel_from_torch(array)

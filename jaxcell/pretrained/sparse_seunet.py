@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from jaxcell.pretrained.places import Path, Shape, kernel_from_torch, place_arrays
 
 __all__ = ["load_sparse_seunet", "sparse_seunet_paths", "swap_coordinates"]
-
-Path = tuple[str, ...]
 
 # The children of one module there and here.
 _DOUBLE_CONV = {f"conv{half}.{i}": name for half, names in ((1, ("conv1", "norm1", "conv2", "norm2")),
@@ -126,25 +125,12 @@ def load_sparse_seunet(state_dict: Mapping[str, np.ndarray], variables: Mapping[
     Raises:
       ValueError: names that are missing, left over or differently shaped, all in one message.
     """
-    expected = traverse_util.flatten_dict(dict(variables))
-    paths = sparse_seunet_paths(state_dict, heads=heads, windows=windows)
-    loaded: dict[Path, np.ndarray] = {}
-    wrong = []
-    for name, path in paths.items():
-        if path not in expected:
-            continue
-        array = np.asarray(state_dict[name])
-        if path[-1] == "kernel":
-            array = array[..., None, None] if array.ndim == 2 else array
-            array = swap_coordinates(name, array.transpose(2, 3, 1, 0))
-        if array.shape != tuple(expected[path].shape):
-            wrong.append(f"{name} {np.shape(state_dict[name])} for {'/'.join(path)} {tuple(expected[path].shape)}")
-            continue
-        loaded[path] = array.astype(expected[path].dtype)
-    left = [name for name in state_dict if paths.get(name) not in expected and name.rpartition(".")[2] not in _IGNORED]
-    missing = ["/".join(path) for path in expected if path not in set(paths.values())]
-    if missing or left or wrong:
-        raise ValueError("load_sparse_seunet: the checkpoint is of another network; choose the levels, heads, branches, widths "
-                         f"it was trained with. Missing in the checkpoint: {missing or 'none'}; left over in it: "
-                         f"{left or 'none'}; of another shape: {wrong or 'none'}.")
-    return traverse_util.unflatten_dict(loaded)
+    return place_arrays(state_dict, variables, sparse_seunet_paths(state_dict, heads=heads, windows=windows),
+                        of="the levels, heads, branches and widths", convert=_converted,
+                        ignored=lambda name: name.rpartition(".")[2] in _IGNORED)
+
+
+def _converted(name: str, array: np.ndarray, path: Path, shape: Shape) -> np.ndarray:
+    if path[-1] != "kernel":
+        return array
+    return swap_coordinates(name, kernel_from_torch(array[..., None, None] if array.ndim == 2 else array))

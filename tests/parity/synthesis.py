@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -82,12 +83,11 @@ def copy_paste(case: Case) -> dict[str, Any]:
     return results | released_paste(case, masks)
 
 
-PASTED = 3      # "alpha = Gaussian of the union of 3 pasted masks": the first three; the next ones are the picture's own
-
-
 def released_paste(case: Case, masks: np.ndarray) -> dict[str, Any]:
+    """The first masks are pasted, as many as the file's notes say; the next ones are the picture's own."""
+    count = int(re.search(r"union of (\d+) pasted masks", case.meta["notes"])[1])
     image = case.inputs["released_base"][..., None].copy()
-    pasted, own = masks[:PASTED], masks[PASTED:len(case.outputs["released_masks"])]
+    pasted, own = masks[:count], masks[count:len(case.outputs["released_masks"])]
     everywhere = slice(0, image.shape[0]), slice(0, image.shape[1])
     paste(image, case.inputs["released_paste"][..., None], pasted.any(axis=0), everywhere, everywhere,
           overlaps="occlude", sigma=case.constructor["released_sigma"])
