@@ -13,7 +13,11 @@ def boxes_from_contours(contours: Any) -> Any:
     Source: FZJ-INM1-BDA/neurips22-cell-seg@ab6a154, neurips/nn/cpn_model.py `contours2boxes`.
     """
     xp = contours.__array_namespace__()
-    return xp.concat([xp.min(contours, axis=-2), xp.max(contours, axis=-2)], axis=-1)
+    # Points by their index, not `min`: its gradient asks again which points equal the extreme. A compiler that computes them a
+    # second time, rounded otherwise, finds none, and none of none is NaN.
+    extremes = [xp.take_along_axis(contours, index(contours, axis=-2)[..., None, :], axis=-2)[..., 0, :]
+                for index in (xp.argmin, xp.argmax)]
+    return xp.concat(extremes, axis=-1)
 
 
 def box_area(boxes: Any) -> Any:

@@ -30,6 +30,14 @@ def test_boxes_are_the_extremes_of_contours(xp):
     np.testing.assert_array_equal(boxes_from_contours(contours), [(1, 4, 3, 9)])
 
 
+def test_a_side_has_the_gradient_of_one_point():
+    """Also where several are as far out: shared among them (as `min` does) it would rest on finding them again."""
+    contours = jnp.asarray([[1.0, 5.0], [1.0, 9.0], [2.0, 9.0]])
+    sides = jax.jacobian(boxes_from_contours)(contours)
+    np.testing.assert_array_equal(jnp.abs(sides).sum(axis=(1, 2)), (1, 1, 1, 1))
+    np.testing.assert_array_equal(sides.max(axis=(1, 2)), (1, 1, 1, 1))
+
+
 def test_overlaps_do_not_depend_on_side_order_or_place():
     rng = np.random.default_rng(0)
     low, size = rng.uniform(0, 20, (2, 50, 2)), rng.uniform(1, 15, (2, 50, 2))
