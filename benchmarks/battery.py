@@ -1,7 +1,7 @@
 """jaxcell beside PyTorch: the same networks, batch, loss and optimizer, in turns; then what else a user waits for.
 
     python -m benchmarks.battery --device cpu       (`make bench`: at most 15 minutes on 2 quiet cores)
-    python -m benchmarks.battery --device cpu --networks mesmer --out benchmarks/results/mesmer     (maunet likewise)
+    python -m benchmarks.battery --device cpu --networks mesmer --out benchmarks/results/mesmer     (or another system)
     python -m benchmarks.battery --device gpu       (bfloat16 in both, larger batches)
     python -m benchmarks.battery --device cpu --dry --out /tmp/dry      (everything at tiny size; --device gpu does without a GPU)
 

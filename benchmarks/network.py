@@ -101,8 +101,10 @@ class _Step:
 
 
 def _labelled_batch(config: Any, system: System) -> dict[str, np.ndarray]:
-    """Synthetic cells with the system's targets."""
-    source = SyntheticSource(config.data.batch_size, size=config.data.crop, seed=1)
+    """Synthetic cells with the system's targets: fewer than 50 in a crop, two planes for a network of two channels."""
+    radius = max(3.0, config.data.crop / 20)
+    source = SyntheticSource(config.data.batch_size, size=config.data.crop, seed=1, radius=(radius, 1.25 * radius),
+                             modality="brightfield" if config.data.channels == 2 else "fluorescence")
     batches = make_train_iterator(source, targets=system.targets, batch_size=config.data.batch_size, crop=config.data.crop,
                                   augment="none", normalize=dict(config.data.normalize), channels=config.data.channels, seed=0)
     batch, _ = next(batches)
