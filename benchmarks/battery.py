@@ -1,7 +1,7 @@
 """jaxcell beside PyTorch: the same networks, batch, loss and optimizer, in turns; then what else a user waits for.
 
     python -m benchmarks.battery --device cpu       (`make bench`: at most 15 minutes on 2 quiet cores)
-    python -m benchmarks.battery --device cpu --networks mesmer --out benchmarks/results/mesmer     (maunet likewise)
+    python -m benchmarks.battery --device cpu --networks mesmer --out benchmarks/results/mesmer     (or another system)
     python -m benchmarks.battery --device gpu       (bfloat16 in both, larger batches)
     python -m benchmarks.battery --device cpu --dry --out /tmp/dry      (everything at tiny size; --device gpu does without a GPU)
 
@@ -68,6 +68,11 @@ NETWORKS: Mapping[str, Race] = {
     "mesmer:resnet50": Race("PanopticNet, Keras' ResNet50", (2, 128), (16, 512)),
     "mesmer:densenet201": Race("PanopticNet, DenseNet201", (2, 128), (8, 512)),
     "mesmer:efficientnetb7": Race("PanopticNet, EfficientNetB7", (2, 128), (4, 512)),
+    "morphoseg:r50_vit_b16_skip0": Race("TransUNet, R50-ViT-B/16", (2, 224), (64, 224)),
+    "morphoseg:vit_b16": Race("TransUNet, ViT-B/16", (2, 224), (64, 224)),
+    "sparse_seunet:multi": Race("SparseSEU-Net, multi-level", (2, 256), (2, 512), (2, 256)),
+    "sparse_seunet:single_overlap": Race("SparseSEU-Net, overlap decoder", (2, 256), (2, 512), (2, 256)),
+    "sparse_seunet:semantic_4head": Race("SE-U-Net, four decoders", (2, 256), (4, 512), (2, 256)),
 }
 """<system>:<variant> of configs/. A batch of 2 at least: PyTorch refuses batch norm over the single value that pyramid pooling
 leaves of one image."""

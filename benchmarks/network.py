@@ -20,6 +20,9 @@ from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.geometry.fourier import scale_contours, scale_fourier
 from jaxcell.models.backend import compiler_options
+from jaxcell.models.decoders.instances import InstanceDecoder, InstanceHead
+from jaxcell.models.encoders.hybrid_resnet import StandardisedConv
+from jaxcell.models.encoders.vit import Attention, PatchEmbedding
 from jaxcell.models.layers import Conv, ConvTranspose
 from jaxcell.system import System
 from jaxcell.systems import build_system
@@ -98,8 +101,10 @@ class _Step:
 
 
 def _labelled_batch(config: Any, system: System) -> dict[str, np.ndarray]:
-    """Synthetic cells with the system's targets."""
-    source = SyntheticSource(config.data.batch_size, size=config.data.crop, seed=1)
+    """Synthetic cells with the system's targets: fewer than 50 in a crop, two planes for a network of two channels."""
+    radius = max(3.0, config.data.crop / 20)
+    source = SyntheticSource(config.data.batch_size, size=config.data.crop, seed=1, radius=(radius, 1.25 * radius),
+                             modality="brightfield" if config.data.channels == 2 else "fluorescence")
     batches = make_train_iterator(source, targets=system.targets, batch_size=config.data.batch_size, crop=config.data.crop,
                                   augment="none", normalize=dict(config.data.normalize), channels=config.data.channels, seed=0)
     batch, _ = next(batches)
@@ -114,8 +119,8 @@ def _decode(config: Any, count: int) -> dict[str, Any]:
     return {"seconds": seconds_of(lambda: found.append(len(decode(maps))))(str(count)), "cells": found[-1]}
 
 
-def _cells() -> Sample:
-    return SyntheticSource(1, size=1024, seed=1, radius=(8.0, 10.0), coverage=(0.12, 0.13))[0]
+def _cells(radius: tuple[float, float] = (8.0, 10.0)) -> Sample:
+    return SyntheticSource(1, size=1024, seed=1, radius=radius, coverage=(0.12, 0.13))[0]
 
 
 def _contour_proposal_maps(config: Any) -> tuple[Callable[[Any], Any], dict[str, np.ndarray]]:
@@ -146,8 +151,28 @@ def _maunet_maps(config: Any) -> tuple[Callable[[Any], Any], dict[str, np.ndarra
     return system.decode, {"classes": classes.astype(np.float32), "distance": target["distance"]}
 
 
+def _morphoseg_maps(config: Any) -> tuple[Callable[[Any], Any], dict[str, np.ndarray]]:
+    system = build_system(config)
+    classes = system.targets(_cells(), np.random.default_rng(0))["classes"]
+    return system.decode, {"classes": _sure(classes[..., None] == np.arange(2))}
+
+
+def _sparse_seunet_maps(config: Any) -> tuple[Callable[[Any], Any], dict[str, np.ndarray]]:
+    system = build_system(config)
+    target = system.targets(_cells(radius=(22.0, 26.0)), np.random.default_rng(0))      # fewer than 100
+    if config.model.branches == "none":
+        return system.decode, {head: _sure(target[head] > 0.5) for head in config.model.heads}
+    return system.decode, {"masks": _sure(target["masks"] > 0), "scores": _sure(target["present"])}
+
+
+def _sure(truth: np.ndarray) -> np.ndarray:
+    """Logits."""
+    return np.where(truth, np.float32(10), np.float32(-10))
+
+
 DECODES: Mapping[str, Callable[[Any], tuple[Callable[[Any], Any], dict[str, np.ndarray]]]] = {
-    "contour_proposal": _contour_proposal_maps, "maunet": _maunet_maps, "mesmer": _mesmer_maps}
+    "contour_proposal": _contour_proposal_maps, "maunet": _maunet_maps, "mesmer": _mesmer_maps, "morphoseg": _morphoseg_maps,
+    "sparse_seunet": _sparse_seunet_maps}
 """System -> its decoding and the maps to decode, of a config."""
 
 
@@ -166,8 +191,30 @@ def _checkpoint(state: TrainState, folder: str) -> dict[str, float]:
     return {"waiting": times[1] - times[0], "save": times[2] - times[0], "restore": times[3] - times[2], "MB": size / 1e6}
 
 
+def _of_convolution(layer: Any, x: Any, y: Any) -> int:
+    return 2 * y.size * layer.kernel ** 2 * x.shape[-1]
+
+
+def _of_linear(layer: Any, x: Any, y: Any) -> int:
+    """Every value that comes in goes into every feature."""
+    return 2 * x.size * int(np.prod(layer.features))
+
+
+OPERATIONS: Mapping[type[nn.Module], Callable[[Any, Any, Any], int]] = {
+    Conv: lambda layer, x, y: _of_convolution(layer, x, y) // layer.groups,
+    StandardisedConv: _of_convolution,
+    ConvTranspose: lambda layer, x, y: 2 * y.size * x.shape[-1] * (layer.kernel // (layer.stride or layer.kernel)) ** 2,
+    nn.Dense: _of_linear, nn.DenseGeneral: _of_linear, PatchEmbedding: _of_linear,
+    Attention: lambda layer, x, y: 2 * 2 * x.size * x.shape[1],     # of all pairs of tokens; its linear layers count apart
+    InstanceHead: lambda layer, x, y: 2 * x.size * layer.groups * layer.queries,
+    InstanceDecoder: lambda layer, x, y: 2 * y["masks"].size * y["kernels"].shape[-1],
+}
+"""Layer -> (layer, what comes in, what goes out) -> multiplications and additions of its own products."""
+
+
 def forward_operations(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiplications and additions of all convolutions in one forward pass; a training step takes three times as many.
+    """Multiplications and additions of all convolutions and other products of one forward pass; a training step takes three
+    times as many.
 
     Counted from the layers' sizes, not from what is compiled, which may do more. Norms, activations and resizes are left out.
     """
@@ -175,11 +222,8 @@ def forward_operations(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     def count(call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
         result = call(*arguments, **options)
-        layer = context.module
-        if isinstance(layer, Conv):
-            found.append(2 * result.size * layer.kernel ** 2 * arguments[0].shape[-1] // layer.groups)
-        elif isinstance(layer, ConvTranspose):
-            found.append(2 * result.size * arguments[0].shape[-1] * (layer.kernel // (layer.stride or layer.kernel)) ** 2)
+        if type(context.module) in OPERATIONS:
+            found.append(OPERATIONS[type(context.module)](context.module, arguments[0], result))
         return result
 
     with nn.intercept_methods(count):

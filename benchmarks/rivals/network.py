@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,28 @@ from benchmarks.rivals.maunet import MAUNetNetwork
 from benchmarks.rivals.maunet import plain_cells as plain_cells_of_maunet
 from benchmarks.rivals.mesmer import MesmerNetwork
 from benchmarks.rivals.mesmer import plain_cells as plain_cells_of_mesmer
+from benchmarks.rivals.morphoseg import TransUNetNetwork
+from benchmarks.rivals.morphoseg import plain_cells as plain_cells_of_morphoseg
+from benchmarks.rivals.sparse_seunet import SparseSEUNetNetwork
+from benchmarks.rivals.sparse_seunet import plain_cells as plain_cells_of_sparse_seunet
 from benchmarks.worker import Call, images, seconds_of
 
 __all__ = ["calls"]
 
 
 NETWORKS: Mapping[str, Callable[[Any], nn.Module]] = {
-    "contour_proposal": ContourProposalNetwork, "maunet": MAUNetNetwork, "mesmer": MesmerNetwork}
+    "contour_proposal": ContourProposalNetwork, "maunet": MAUNetNetwork, "mesmer": MesmerNetwork,
+    "morphoseg": TransUNetNetwork, "sparse_seunet": SparseSEUNetNetwork}
 """System -> the network that its config describes: (image [B, C, H, W]) -> dict of maps [B, c, h, w], named as jaxcell's."""
 
+ALIKE: Mapping[str, Sequence[str]] = {"sparse_seunet": ("masks", "scores", "objectness")}
+"""System -> outputs [B, N, ...] with an entry for each of N queries, whose axes are the same in both frameworks: no maps."""
+
 DECODES: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], int]] = {
-    "maunet": plain_cells_of_maunet, "mesmer": plain_cells_of_mesmer}
-"""System -> the authors' post-processing: (config, maps as `benchmarks.network.DECODES` gives them) -> number of cells."""
+    "maunet": plain_cells_of_maunet, "mesmer": plain_cells_of_mesmer, "morphoseg": plain_cells_of_morphoseg,
+    "sparse_seunet": plain_cells_of_sparse_seunet}
+"""System -> the authors' post-processing, or what a PyTorch user writes where they have none: (config, maps as
+`benchmarks.network.DECODES` gives them) -> number of cells."""
 
 
 def calls(config: Any, *, place: str, precision: str, compiled: bool) -> dict[str, Call]:
@@ -80,7 +90,7 @@ def calls(config: Any, *, place: str, precision: str, compiled: bool) -> dict[st
         copy_variables(network, variables)
         network.eval()
         with torch.inference_mode(), half():
-            outputs = {name: value.float().permute(0, 2, 3, 1).cpu().numpy() for name, value in network(image).items()}
+            outputs = as_jaxcell(network(image), ALIKE.get(config.system, ()))
         wanted = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("outputs/")}
         if set(outputs) != set(wanted):
             raise ValueError(f"outputs are {sorted(outputs)} here, {sorted(wanted)} in jaxcell; mend rivals/.")
@@ -112,17 +122,38 @@ def copy_variables(network: nn.Module, variables: Mapping[tuple[str, ...], np.nd
     Raises:
       ValueError: names or shapes differ.
     """
-    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    leaves = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     modules = dict(network.named_modules())
     state = {}
     for path, value in variables.items():
         name = ".".join(path[1:-1])
-        axes = (2, 3, 0, 1) if isinstance(modules.get(name), nn.ConvTranspose2d) else (3, 2, 0, 1)
-        state[f"{name}.{leaves[path[-1]]}"] = torch.from_numpy(np.array(value.transpose(axes) if value.ndim == 4 else value))
+        array = _kernel_for(modules.get(name), value) if path[-1] == "kernel" else _bias_for(modules.get(name), value)
+        state[f"{name}.{leaves.get(path[-1], path[-1])}"] = torch.from_numpy(np.array(array))
     missing, left = network.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or left:
         raise ValueError(f"the rival is another network: without a counterpart there {missing}, here {left}; mend rivals/.")
+
+
+def as_jaxcell(outputs: Mapping[str, torch.Tensor], alike: Sequence[str]) -> dict[str, np.ndarray]:
+    """Maps with channels last; the outputs that `alike` names as they are."""
+    return {name: (value if name in alike else value.permute(0, 2, 3, 1)).detach().float().cpu().numpy()
+            for name, value in outputs.items()}
+
+
+def _kernel_for(module: nn.Module | None, kernel: np.ndarray) -> np.ndarray:
+    """A kernel [..., inputs, outputs] of jaxcell in the layout of the module that holds it.
+
+    A linear layer's inputs, its outputs or both may have several axes there, or be those of a 1x1 convolution.
+    """
+    if isinstance(module, nn.Linear):
+        return kernel.reshape(module.in_features, module.out_features).T
+    return kernel.transpose((2, 3, 0, 1) if isinstance(module, nn.ConvTranspose2d) else (3, 2, 0, 1))
+
+
+def _bias_for(module: nn.Module | None, value: np.ndarray) -> np.ndarray:
+    """Whatever is no kernel; only a linear layer's biases may have several axes in jaxcell."""
+    return value.ravel() if isinstance(module, nn.Linear) else value
 
 
 def _decode(config: Any, count: int) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def batch_gaussian(logits: jax.Array, valid: jax.Array, *, ridge: float = 0.01) 
     """Mean and covariance of the logits of all pixels of a batch.
 
     Args:
-      logits: [..., K].
-      valid: [...], 1 where a pixel counts, else 0.
+      logits: [B, ..., K].
+      valid: [B, ...], 1 where a pixel counts, else 0.
       ridge: added to the diagonal.
 
     Returns:
@@ -56,7 +56,9 @@ def batch_gaussian(logits: jax.Array, valid: jax.Array, *, ridge: float = 0.01) 
     count = jnp.sum(valid)
     mean = jnp.sum(logits * valid[..., None], pixels) / jnp.maximum(count, 1)
     centred = (logits - mean) * valid[..., None]
-    covariance = jnp.einsum("...i,...j->ij", centred, centred, precision=lax.Precision.HIGHEST) / jnp.maximum(count - 1, 1)
+    # Image by image: of millions of pixels in one float32 sum the last count less (128 x 224 x 224 on a CPU: 0.8 % less).
+    products = jnp.einsum("b...i,b...j->bij", centred, centred, precision=lax.Precision.HIGHEST)
+    covariance = jnp.sum(products, 0) / jnp.maximum(count - 1, 1)
     return mean, covariance + ridge * jnp.eye(len(mean), dtype=mean.dtype)
 
 

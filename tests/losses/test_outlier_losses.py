@@ -25,6 +25,7 @@ from jaxcell.losses.outliers import (
     new_queues,
 )
 from jaxcell.losses.weighting import WEIGHTINGS, min_norm_weights, total_loss
+from jaxcell.models.backend import compiler_options
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_gaussian_of_a_batch_leaves_ignored_pixels_out(logits, classes):
     rows = np.asarray(logits)[np.asarray(classes) >= 0]
     np.testing.assert_allclose(mean, rows.mean(0), atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(rows.T) + 0.01 * np.eye(3), atol=1e-5)
+
+
+def test_gaussian_of_the_authors_batch_counts_every_pixel():
+    image = np.random.default_rng(0).normal((1, -2), 2, (1, 224, 224, 2)).astype(np.float32)
+    logits = np.broadcast_to(image, (128, 224, 224, 2))
+    gaussian = jax.jit(partial(batch_gaussian, ridge=0.0), compiler_options=compiler_options())
+    mean, covariance = gaussian(logits, np.ones(logits.shape[:3], np.float32))
+    rows = image.reshape(-1, 2).astype(np.float64)
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-4)
 
 
 def test_log_density_against_scipy():
