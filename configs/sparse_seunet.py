@@ -235,7 +235,6 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.loss.overlap = "reweighted"
     c.decode.update({"score_threshold": 0.3, "least_pixels": 15, "duplicate_iou": 0.7})
     c.data.cache_gb = 2.0
-    # (The policies with changes of gamma need values of at least 0.)
     c.data.normalize = ml_collections.ConfigDict({"name": "percentile", "lower": 1.0, "upper": 99.8, "per_channel": True})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 0.005, "clip_norm": 5.0, "clip_each_norm": 0.0, "accumulate": 1,
