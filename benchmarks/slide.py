@@ -33,7 +33,7 @@ from benchmarks.worker import read_config
 from jaxcell.data.normalize import fit_normalizer
 from jaxcell.geometry.labels import cell_ids
 from jaxcell.inference.blocks import decode_blocks, plan_blocks
-from jaxcell.inference.ensemble import merged_blocks
+from jaxcell.inference.ensemble import merged_blocks, step_of_overlap
 from jaxcell.systems import build_system
 from jaxcell.training.step import make_apply
 from jaxcell.types import Instances, Sample
@@ -89,9 +89,9 @@ def merging(folder: Path, config: str, scales: Sequence[float]) -> Row:
 
     image, start = np.load(folder / "image.npy"), _clocks()
     normalize = fit_normalizer(image, dict(settings.data.normalize), channels=settings.data.channels)
-    for _ in merged_blocks(answer, image, window=options.tile, overlap=options.overlap, blend=options.blend, scales=scales,
-                           block=options.block, halo=options.halo, batch=options.batch, divisor=divisor, large=sys.maxsize,
-                           normalize=normalize):
+    for _ in merged_blocks(answer, image, window=options.tile, step=step_of_overlap(options.tile, options.overlap),
+                           edges=options.edges, merge=options.merge, blend=options.blend, scales=scales, block=options.block,
+                           halo=options.halo, batch=options.batch, divisor=divisor, large=sys.maxsize, normalize=normalize):
         pass
     return {"part": "windows, blending", "how": f"{len(calls)} calls", "calls": len(calls)} | _spent(_clocks() - start)
 

@@ -132,6 +132,8 @@ def _submitted() -> ml_collections.ConfigDict:
     c.inference.border = 3.0            # only of "overlapping"
     c.inference.batch = 4
     c.inference.overlap = 0.25          # only of "merged", and all below: share of a window that the next one covers too
+    c.inference.edges = "centred"       # small images lie in the middle of a window; see EDGES (jaxcell/inference/ensemble.py)
+    c.inference.merge = "outputs"       # what is averaged; see MERGES there
     c.inference.blend = "constant"      # "gaussian"
     c.inference.scales = (1.0,)         # the image's sizes that are merged
     c.inference.large = 25_000_000      # pixels of an image from which only scale 1 is used

@@ -125,9 +125,13 @@ def _default() -> ml_collections.ConfigDict:
     c.inference = ml_collections.ConfigDict()
     c.inference.mode = "sliding"        # the mean of overlapping windows; "blocks": every pixel from one tile
     c.inference.tile = 224
-    c.inference.step = 168              # between windows, only of "sliding"
+    c.inference.step = 168              # only of "sliding", and what follows: between the beginnings of windows, pixels
     c.inference.edges = "aligned"       # "padded": as released
     c.inference.merge = "probabilities"     # "labels": as released
+    c.inference.blend = "constant"      # "gaussian": the middle of a window counts most
+    c.inference.scales = (1.0,)         # the image's sizes that are merged
+    c.inference.large = 25_000_000      # pixels of an image from which only scale 1 is used
+    c.inference.partners = ()           # workdirs of other networks that are merged with this one
     c.inference.margin = 28             # only of "blocks"
     c.inference.block = 2048
     c.inference.halo = 256

@@ -7,7 +7,8 @@ published. DIR holds your own as `exhaustive`, in any layout of docs/data.md, ce
 
 semantic_1head, semantic_nuclei, semantic_2head, semantic_3head, semantic_4head
                       Tables 5.1 (cytoplasm) and 5.2 (nuclei): decoupled decoders for cytoplasm (nuclei in Table 5.2's base),
-                      + nuclei; cytoplasm, border, background; all four. AdamW 1e-5 / 1e-5, crops of 512, 4 a batch, 1000 epochs.
+                      + nuclei; cytoplasm, border, background; all four. AdamW 1e-5 / 1e-5, crops of 512, 4 a batch, 1000 epochs;
+                      prediction is the mean of windows of 512 every 256, in `evaluate.py --planes=...` too (section 5.2).
                                           thesis: cytoplasm F1   IoU      nuclei F1   IoU      measured
                           semantic_1head          0.9061         0.8300   -           -        not yet
                           semantic_nuclei         -              -        0.8834      0.7911   not yet
@@ -142,13 +143,20 @@ def _thesis() -> ml_collections.ConfigDict:
     c.decode.smoothing = 1.0
 
     c.inference = ml_collections.ConfigDict()
-    c.inference.mode = "windows"        # each tile by itself; "blocks" for semantic networks
-    c.inference.tile = 512
-    c.inference.margin = 128            # at least the size of the largest cell
-    c.inference.block = 2048            # this and the next only of "blocks"
+    c.inference.mode = "windows"        # each tile by itself; for semantic networks "merged": the mean of overlapping windows, or
+    c.inference.tile = 512              # "blocks": every pixel from one tile
+    c.inference.margin = 128            # not of "merged"; at least the size of the largest cell
+    c.inference.block = 2048            # this and the next only of "merged" and "blocks"
     c.inference.halo = 256
     c.inference.border = 3.0            # only of the mode "overlapping"
     c.inference.batch = 2
+    c.inference.overlap = 0.5           # only of "merged", and all below: share of a window that the next one covers too
+    c.inference.edges = "aligned"       # an entry of EDGES (jaxcell/inference/ensemble.py)
+    c.inference.merge = "planes"        # what is averaged: probabilities
+    c.inference.blend = "constant"      # "gaussian"
+    c.inference.scales = (1.0,)         # the image's sizes that are merged
+    c.inference.large = 25_000_000      # pixels of an image from which only scale 1 is used
+    c.inference.partners = ()           # workdirs of other networks that are merged with this one
 
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.005
@@ -171,7 +179,7 @@ def _semantic(c: ml_collections.ConfigDict, *, heads: tuple[str, ...]) -> None:
     c.optimizer.update({"weight_decay": 1e-5, "accumulate": 1})
     c.optimizer.schedule = ml_collections.ConfigDict({"name": "constant", "base": 1e-5})
     c.decode.least_pixels = 15
-    c.inference.update({"mode": "blocks", "margin": 128})
+    c.inference.mode = "merged"
     c.train.steps = 4500                # 1000 epochs of 18 images
 
 
@@ -227,7 +235,6 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.loss.overlap = "reweighted"
     c.decode.update({"score_threshold": 0.3, "least_pixels": 15, "duplicate_iou": 0.7})
     c.data.cache_gb = 2.0
-    # (The policies with changes of gamma need values of at least 0.)
     c.data.normalize = ml_collections.ConfigDict({"name": "percentile", "lower": 1.0, "upper": 99.8, "per_channel": True})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 0.005, "clip_norm": 5.0, "clip_each_norm": 0.0, "accumulate": 1,

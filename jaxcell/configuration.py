@@ -28,6 +28,11 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "train": {"average_decay": 0.0, "max_skipped": 10, "profile": ()},
     "semi": {"scheme": "none", "unlabelled": {}, "batch_size": 0, "augment": "flips", "start_step": 0, "weight": 1.0}}
 
+# (part, key) -> keys that came later to the configs that have this one there, and what such runs did before.
+ADDED_BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("inference", "overlap"): {"edges": "centred", "merge": "outputs"},
+    ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()}}
+
 
 def common_config(system: str) -> ml_collections.ConfigDict:
     """The keys that mean the same in every system, with the values that most of them start from.
@@ -94,7 +99,10 @@ def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
         raise FileNotFoundError(f"{path} does not exist: no run was started in this workdir. Train first: "
                                 f"python train.py --config configs/<system>.py --workdir {workdir}")
     saved = _tuples(json.loads(path.read_text()))
-    return ml_collections.ConfigDict(saved | {part: dict(keys) | saved.get(part, {}) for part, keys in ADDED.items()}).lock()
+    added = [*ADDED.items(), *((part, keys) for (part, key), keys in ADDED_BESIDE.items() if key in saved.get(part, {}))]
+    for part, keys in added:
+        saved[part] = dict(keys) | saved.get(part, {})
+    return ml_collections.ConfigDict(saved).lock()
 
 
 def load_changed_config(workdir: str | Path, arguments: Sequence[str]) -> ml_collections.ConfigDict:

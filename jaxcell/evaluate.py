@@ -31,10 +31,9 @@ from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
-from jaxcell.inference.blocks import Window, predict_image, predict_maps
-from jaxcell.inference.ensemble import mean_outputs, predict_image_merged
+from jaxcell.inference.blocks import BlockMaps, Window, dense_blocks, predict_image, predict_maps
+from jaxcell.inference.ensemble import mean_outputs, merged_blocks, step_of_overlap
 from jaxcell.inference.overlap import predict_image_overlapping
-from jaxcell.inference.sliding import predict_image_sliding
 from jaxcell.inference.windows import predict_image_by_windows
 from jaxcell.metrics.analysis import ANALYSES
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES
@@ -57,12 +56,13 @@ __all__ = ["coco_names", "iterate", "load_planes", "load_predictor", "make_plane
 
 # (variables, image [H, W, C] as stored), and optionally uncertainty= an array [H, W] to be filled -> Instances
 Predict = Callable[..., Instances]
+Network = Callable[[jax.Array], Mapping[str, jax.Array]]
 # (truth, prediction) -> changed prediction
 Analyses = Mapping[str, Callable[[Instances, Instances], Instances]]
 
 
 def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any, *,
-                 partners: Sequence[Callable[[jax.Array], Mapping[str, jax.Array]]] = ()) -> Predict:
+                 partners: Sequence[Network] = ()) -> Predict:
     """(variables, image as stored, uncertainty=None) -> Instances, by `config.inference` and `config.data`.
 
     `uncertainty` is an array [H, W] of floats that is filled with the system's uncertainty of each pixel (`System.uncertainty`).
@@ -74,15 +74,15 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     """
     options = config.inference
     batch = -(-options.batch // mesh.size) * mesh.size
+    makers = _map_makers(options)
+
+    def by_maps(mode: str) -> Callable[..., Instances]:
+        return partial(predict_image, maps=makers[mode](), block=options.block, halo=options.halo)
+
     modes: dict[str, Callable[[], Callable[..., Instances]]] = {
-        "blocks": lambda: partial(predict_image, tile=options.tile, margin=options.margin, block=options.block,
-                                  halo=options.halo),
+        **{mode: partial(by_maps, mode) for mode in makers},
         "overlapping": lambda: partial(predict_image_overlapping, crop=options.tile, stride=options.tile // 2,
                                        border=options.border, nms_threshold=config.decode.nms_threshold),
-        "merged": lambda: partial(predict_image_merged, window=options.tile, overlap=options.overlap, blend=options.blend,
-                                  scales=tuple(options.scales), large=options.large, block=options.block, halo=options.halo),
-        "sliding": lambda: partial(predict_image_sliding, window=options.tile, step=options.step, edges=options.edges,
-                                   merge=options.merge, block=options.block, halo=options.halo),
         "windows": lambda: partial(predict_image_by_windows, tile=options.tile, margin=options.margin),
     }
     if options.mode not in modes:
@@ -91,16 +91,37 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
 
     def predict(variables: Any, image: np.ndarray, uncertainty: np.ndarray | None = None) -> Instances:
         image = image[..., None] if image.ndim == 2 else image
-        def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
-            images = shard_batch({"image": tiles}, mesh)["image"]
-            return jax.device_get(mean_outputs([apply(variables, images), *(partner(images) for partner in partners)]))
-
+        network = _mean_of_networks([partial(apply, variables), *partners], mesh)
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
         run = segment if uncertainty is None else partial(segment, watch=_painter(system, config.system, uncertainty))
         return run(network, image, decode=system.decode, batch=batch, divisor=system.divisor, normalize=normalize)
 
     return predict
+
+
+def _mean_of_networks(networks: Sequence[Network], mesh: Mesh) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+    """Images on the host -> the mean of the networks' outputs there."""
+    def outputs(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
+        images = shard_batch({"image": tiles}, mesh)["image"]
+        return jax.device_get(mean_outputs([network(images) for network in networks]))
+
+    return outputs
+
+
+def _map_makers(options: Any, *, merge: str | None = None) -> dict[str, Callable[[], BlockMaps]]:
+    """The values of `config.inference.mode` for networks of dense maps, and what makes the maps of blocks in each.
+
+    "merged" and "sliding" are the same but for how the step is given: as a share of the window, or in pixels. `merge` stands in
+    for the config's.
+    """
+    def windows(step: int) -> BlockMaps:
+        return partial(merged_blocks, window=options.tile, step=step, edges=options.edges, merge=merge or options.merge,
+                       blend=options.blend, scales=tuple(options.scales), large=options.large)
+
+    return {"blocks": lambda: partial(dense_blocks, tile=options.tile, margin=options.margin),
+            "merged": lambda: windows(step_of_overlap(options.tile, options.overlap)),
+            "sliding": lambda: windows(options.step)}
 
 
 def _painter(system: System, name: str, canvas: np.ndarray) -> Callable[[Window, Mapping[str, np.ndarray]], None]:
@@ -126,23 +147,28 @@ def load_predictor(workdir: str | Path, *, checkpoint: str = "best", config: Any
     Args:
       workdir: of the run.
       checkpoint: "best" by validation score, or "latest". A run that never validated has no best one; then the latest serves.
-      config: a changed copy of the run's config; None for the run's own. In the mode "merged", `config.inference.partners` names
-        the workdirs of further runs, whose networks predict together with this one's.
+      config: a changed copy of the run's config; None for the run's own. In the modes "merged" and "sliding"
+        `config.inference.partners` names the workdirs of further runs, whose networks predict together with this one's.
     """
     quiet_libraries()
     config = load_config(workdir) if config is None else config
     if problem := unused_accelerators():
         print(f"WARNING: predicting on the CPU: {problem}", file=sys.stderr)
+    return _restored_with_partners(make_predict, config, workdir, checkpoint)
+
+
+def _restored_with_partners(make: Callable[..., Callable[..., Any]], config: Any, workdir: str | Path, checkpoint: str
+                            ) -> Callable[..., Any]:
+    """What `make_predict` or `make_planes` gives for the trained networks of a workdir and its partners."""
     mesh = make_mesh()
     system, apply, variables = _restored(config, workdir, mesh, checkpoint)
     partners = [_restored(load_config(other), other, mesh, checkpoint) for other in _partners(config.inference)]
-    predict = make_predict(system, apply, mesh, config, partners=[partial(run, trained) for _, run, trained in partners])
-    return partial(predict, variables)
+    return partial(make(system, apply, mesh, config, partners=[partial(run, trained) for _, run, trained in partners]), variables)
 
 
 def _partners(options: Any) -> tuple[str, ...]:
-    """The workdirs of `config.inference.partners`, which only configs of the mode "merged" have."""
-    return tuple(options.partners) if options.mode == "merged" else ()
+    """The workdirs of `config.inference.partners`, which only configs of these modes have."""
+    return tuple(options.partners) if options.mode in ("merged", "sliding") else ()
 
 
 def _restored(config: Any, workdir: str | Path, mesh: Mesh, checkpoint: str
@@ -215,9 +241,12 @@ def score_predictions(truth: Source, predictions: Path, *, names: Mapping[int, s
                   picture_count=picture_count, progress=True, sizes=sizes, limits=limits, analyses=analyses)
 
 
-def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any
-                ) -> Callable[[Any, np.ndarray], dict[str, np.ndarray]]:
-    """(variables, image as stored) -> probabilities [H, W] of the planes that the network draws, by name.
+def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any, *,
+                partners: Sequence[Network] = ()) -> Callable[[Any, np.ndarray], dict[str, np.ndarray]]:
+    """(variables, image as stored) -> probabilities [H, W] of the planes that the network draws, by name; see `make_predict`.
+
+    In the modes "merged" and "sliding" of `config.inference` they are the mean of the windows', else each pixel's comes from one
+    tile.
 
     Raises:
       ValueError: it draws none.
@@ -226,18 +255,18 @@ def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, j
     if planes is None:
         raise ValueError(f"config.system={config.system!r} with this config draws no planes such as cytoplasm or overlap; choose "
                          "a network with such heads, or leave --planes out.")
+    makers = _map_makers(options, merge="outputs")      # which are probabilities already
+    maps = makers[options.mode if options.mode in makers else "blocks"]()
 
     def predict(variables: Any, image: np.ndarray) -> dict[str, np.ndarray]:
         image = image[..., None] if image.ndim == 2 else image
 
-        def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
-            return planes(jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"])))
-
+        network = _mean_of_networks([partial(apply, variables), *partners], mesh)
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
-        maps = predict_maps(network, image, tile=options.tile, margin=options.margin, divisor=system.divisor,
-                            batch=-(-options.batch // mesh.size) * mesh.size, normalize=normalize)
-        return {name: value[..., 0] for name, value in maps.items()}
+        found = predict_maps(lambda tiles: planes(network(tiles)), image, maps=maps, divisor=system.divisor,
+                             batch=-(-options.batch // mesh.size) * mesh.size, normalize=normalize)
+        return {name: value[..., 0] for name, value in found.items()}
 
     return predict
 
@@ -368,9 +397,7 @@ def load_planes(workdir: Path, *, checkpoint: str, config: Any) -> Callable[[np.
       checkpoint: "best" or "latest", see `load_predictor`.
       config: the run's, or a changed copy.
     """
-    system, mesh = build_system(config), make_mesh()
-    state, _ = trained_state(config, system, workdir, mesh, checkpoint=checkpoint)
-    return partial(make_planes(system, make_apply(system.model), mesh, config), state.predicting)
+    return _restored_with_partners(make_planes, config, workdir, checkpoint)
 
 
 def _thresholds(text: str) -> dict[str, float]:

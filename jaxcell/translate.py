@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from jaxcell import viz
 from jaxcell.configuration import load_config
 from jaxcell.data.normalize import fit_normalizer
-from jaxcell.inference.blocks import predict_maps
+from jaxcell.inference.blocks import dense_blocks, predict_maps
 from jaxcell.metrics.frechet import feature_statistics, frechet_distance
 from jaxcell.models.backend import compiler_options
 from jaxcell.models.encoders.inception import InceptionV3
@@ -49,8 +50,9 @@ def make_translate(system: System, apply: Callable[[Any, jax.Array], Mapping[str
             return {"image": draw(jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"])))}
 
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=image.shape[2])
-        return predict_maps(network, image, tile=options.tile, margin=options.margin, divisor=system.divisor,
-                            batch=-(-options.batch // mesh.size) * mesh.size, normalize=normalize)["image"]
+        maps = partial(dense_blocks, tile=options.tile, margin=options.margin)
+        return predict_maps(network, image, maps=maps, batch=-(-options.batch // mesh.size) * mesh.size, divisor=system.divisor,
+                            normalize=normalize)["image"]
 
     return translate
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from configs import maunet, morphoseg
 from configs.contour_proposal import get_config
-from jaxcell.configuration import ADDED, load_changed_config, load_config, save_config
+from jaxcell.configuration import ADDED, ADDED_BESIDE, load_changed_config, load_config, save_config
 
 
 def test_a_config_without_later_keys_is_completed(tmp_path):
@@ -23,6 +24,17 @@ def test_a_config_without_later_keys_is_completed(tmp_path):
     assert loaded.model.contour_features == config.model.contour_features and loaded.is_locked
     assert load_changed_config(tmp_path, ["--config.data.unreadable=skip"]).data.unreadable == "skip"
     save_config(config, tmp_path, continues=True)       # the run goes on under the version that has the keys
+
+
+@pytest.mark.parametrize(("config", "key"), [(maunet.get_config("resnet50_tta"), "overlap"),
+                                             (morphoseg.get_config("r50_vit_b16_skip0_released"), "step")])
+def test_windows_of_earlier_runs_are_averaged_as_they_were(config, key, tmp_path):
+    save_config(config, tmp_path, continues=False)
+    old = json.loads((tmp_path / "config.json").read_text())
+    for later in ADDED_BESIDE["inference", key]:
+        del old["inference"][later]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert load_config(tmp_path).inference.to_dict() == config.inference.to_dict()
 
 
 def test_keys_that_a_config_has_are_kept(tmp_path):

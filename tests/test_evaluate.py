@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from scipy.special import expit
 
+from configs import sparse_seunet
 from configs.contour_proposal import get_config
 from jaxcell import cli, evaluate
 from jaxcell.configuration import load_changed_config, load_config
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.decode.classes import class_cells, energy
+from jaxcell.decode.semantic_watershed import plane_probabilities
 from jaxcell.export.coco import coco_writer
 from jaxcell.geometry.boundaries import erode_labels
 from jaxcell.geometry.labels import instances_to_labels
@@ -134,6 +138,42 @@ def test_planes_are_scored_where_the_network_draws_them(tmp_path):
         evaluate.score_planes(predict, samples, thresholds={"nuclei": 0.5})
 
 
+@pytest.mark.parametrize(("mode", "overlap"), [("merged", 0.5), ("sliding", 0.75), ("blocks", 0.0)])
+def test_planes_and_cells_come_from_the_mean_of_overlapping_windows(mode, overlap):
+    """Of networks whose answer depends on the place in the window, against one window after the other."""
+    def by_place(variables, images):
+        tilt = jnp.linspace(-variables, variables, 32)
+        return {"cytoplasm": images + tilt[:, None], "nuclei": images - tilt[:, None, None]}
+
+    config = sparse_seunet.get_config("semantic_2head")
+    config.data.update({"channels": 1, "normalize": {"name": "type_range"}})
+    config.inference.update({"mode": mode, "tile": 32, "overlap": overlap, "margin": 0, "batch": 3})
+    config.inference.step = 8
+    seen = []
+    system = System(model=nn.Module(), targets=dict, loss=dict, divisor=16,
+                    planes=partial(plane_probabilities, names=("nuclei",)),
+                    decode=lambda maps: seen.append(maps) or Instances.empty(maps["nuclei"].shape[:2]))
+    image = np.random.default_rng(0).random((64, 80), np.float32)
+
+    step = int(32 * (1 - overlap))
+    sums, count = np.zeros((2, 64, 80)), np.zeros((64, 80))
+    for y in range(0, 64 - 31, step):
+        for x in range(0, 80 - 31, step):
+            answers = by_place(4.0, image[y:y + 32, x:x + 32, None])
+            sums[:, y:y + 32, x:x + 32] += [expit(answers[name][..., 0]) for name in ("cytoplasm", "nuclei")]
+            count[y:y + 32, x:x + 32] += 1
+    if mode == "blocks":        # the last window of an axis ends with the image, and has what is left
+        answers = by_place(4.0, image[:, 48:, None].reshape(2, 32, 32, 1))
+        sums[:, :, 64:] = [np.reshape(expit(answers[name])[..., 16:, 0], (64, 16)) for name in ("cytoplasm", "nuclei")]
+        count[:] = 1
+    planes = evaluate.make_planes(system, by_place, make_mesh(), config)(np.float32(4), image)
+    assert set(planes) == {"nuclei"}
+    np.testing.assert_allclose(planes["nuclei"], sums[1] / count, atol=1e-6)
+    evaluate.make_predict(system, by_place, make_mesh(), config)(np.float32(4), image)
+    for name, expected in zip(("cytoplasm", "nuclei"), sums / count, strict=True):
+        np.testing.assert_allclose(expit(seen[0][name][:64, :80, 0]), expected, atol=1e-6)
+
+
 def test_a_network_without_planes_says_so(run, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "evaluate", "--workdir", run, "--out", tmp_path, "--planes=cytoplasm") == 2
     assert "draws no planes" in capsys.readouterr().err
@@ -226,7 +266,8 @@ def test_a_system_that_says_how_unsure_it_is_gives_a_map(mode):
     config = get_config("toy")
     config.data.normalize = {"name": "type_range"}
     config.inference.update({"mode": mode, "tile": 32, "margin": 8, "block": 48, "halo": 16, "batch": 2})
-    config.inference.update({"step": 24, "edges": "aligned", "merge": "probabilities"})
+    config.inference.update({"step": 24, "edges": "aligned", "merge": "probabilities", "blend": "gaussian", "scales": (1.0,),
+                             "large": 10 ** 6})
     system = System(model=nn.Module(), targets=dict, loss=dict, decode=lambda maps: class_cells(maps["logits"]), divisor=8,
                     uncertainty=lambda maps: energy(maps["logits"]))
     image = np.random.default_rng(0).normal(size=(70, 101, 3)).clip(0, 1).astype(np.float32)

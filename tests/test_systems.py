@@ -17,7 +17,7 @@ from targets.perfect import PERFECT_OUTPUTS
 from jaxcell.data.pipeline import make_train_iterator
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.evaluate import make_predict
-from jaxcell.inference.blocks import predict_image
+from jaxcell.inference.blocks import dense_blocks, predict_image
 from jaxcell.inference.windows import predict_image_by_windows
 from jaxcell.metrics.matching import match
 from jaxcell.system import System
@@ -217,8 +217,8 @@ def check_tiled_maps(name):
 
     whole = system.decode(maps)
     for block in (tile // 2, tile, size):
-        tiled = predict_image(look_up, coordinates(size), decode=system.decode, tile=tile, margin=tile // 4, block=block,
-                              halo=tile // 4, batch=3, divisor=system.divisor)
+        tiled = predict_image(look_up, coordinates(size), maps=partial(dense_blocks, tile=tile, margin=tile // 4),
+                              decode=system.decode, block=block, halo=tile // 4, batch=3, divisor=system.divisor)
         if block < size <= config.inference.block:
             assert f1(whole, tiled) == 1.0
         else:

@@ -2,7 +2,7 @@
 
 Each normaliser works in two steps, because statistics belong to the whole image and never to a tile or crop of it:
 `apply = NORMALIZERS[name](image)` looks at the whole image and returns a function of pixels; `apply(region)` is [0, 1], save for
-"standardise", whose values are deviations from the image's mean: only geometric augmentations suit them.
+"standardise", whose values are deviations from the image's mean.
 """
 
 from __future__ import annotations

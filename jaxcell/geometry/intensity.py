@@ -1,7 +1,8 @@
 """Formulas of intensity changes, over any array namespace: data workers and the device compute the same.
 
-Images are [..., H, W, C] in [0, 1] and stay so; a parameter is a number, or an array that broadcasts against the image,
-such as [B, 1, 1, 1] for one value an image.
+Images are [..., H, W, C] in [0, 1] and stay so. Where values lie beyond (standardised images) the formulas take the range that
+holds them and [0, 1] for what [0, 1] is else, and values stay in that. A parameter is a number, or an array that broadcasts
+against the image, such as [B, 1, 1, 1] for one value an image.
 """
 
 from __future__ import annotations
@@ -10,26 +11,35 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["add_scaled", "hole_boxes", "raise_to", "stretch", "within"]
+__all__ = ["add_scaled", "hole_boxes", "raise_to", "stretch", "value_range", "within"]
 
 Array = Any     # of numpy or jax
 
 
+def value_range(image: Array) -> tuple[Array, Array]:
+    """Least and largest value, [..., 1, 1, 1] each, of the smallest range that holds [0, 1] and an image's values."""
+    xp, axes = image.__array_namespace__(), (-3, -2, -1)
+    return (xp.minimum(xp.min(image, axis=axes, keepdims=True), 0), xp.maximum(xp.max(image, axis=axes, keepdims=True), 1))
+
+
 def raise_to(image: Array, power: Array | float) -> Array:
     """Gamma: image ** power."""
-    return image ** power
+    low, high = value_range(image)
+    return low + (high - low) ** (1 - power) * (image - low) ** power
 
 
 def stretch(image: Array, factor: Array | float, offset: Array | float) -> Array:
     """Contrast and brightness: (image - mean) * factor + mean + offset, clipped; the mean is each image's own."""
     xp = image.__array_namespace__()
+    low, high = value_range(image)
     mean = xp.mean(image, axis=(-3, -2, -1), keepdims=True)
-    return xp.clip(image * factor + (mean * (1 - factor) + offset), 0, 1)
+    return xp.clip(image * factor + (mean * (1 - factor) + offset * (high - low)), low, high)
 
 
 def add_scaled(image: Array, noise: Array, strength: Array | float) -> Array:
     """image + strength * noise, clipped."""
-    return image.__array_namespace__().clip(image + strength * noise, 0, 1)
+    low, high = value_range(image)
+    return image.__array_namespace__().clip(image + strength * (high - low) * noise, low, high)
 
 
 def hole_boxes(draws: Array, shape: tuple[int, int], sides: tuple[float, float]) -> Array:

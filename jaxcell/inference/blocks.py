@@ -32,8 +32,7 @@ from jaxcell.types import Instances
 
 __all__ = ["Window", "centres_within", "clip_instances", "decode_blocks", "decode_window", "dense_blocks", "place_in_image",
            "plan_blocks", "plan_tiles", "predict_image", "predict_maps", "read_batch", "read_region", "reflect",
-           "seam_duplicates", "walk_blocks",
-           "warn_of_cut_cells", "watched"]
+           "seam_duplicates", "warn_of_cut_cells"]
 
 Apply = Callable[[np.ndarray], Mapping[str, Any]]
 Maps = dict[str, np.ndarray]
@@ -57,6 +56,7 @@ class Window:
 
 
 Watch = Callable[[Window, Maps], None]
+BlockMaps = Callable[..., Iterator[tuple[Window, Maps]]]     # (apply, image, block, halo, batch, divisor, normalize) -> blocks
 
 
 def plan_tiles(shape: tuple[int, int], *, tile: int, margin: int, divisor: int) -> list[Window]:
@@ -127,8 +127,8 @@ def read_region(image: Any, box: Box) -> np.ndarray:
     return part[(rows - rows.min())[:, None], columns - columns.min()]
 
 
-def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Callable[[np.ndarray], np.ndarray] | None,
-               read: Callable[[Any, Box], np.ndarray] = read_region) -> np.ndarray:
+def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Callable[[np.ndarray], np.ndarray] | None
+               ) -> np.ndarray:
     """Regions of one size as the network's input, with zeros where there are fewer than `batch`.
 
     Args:
@@ -140,21 +140,37 @@ def read_batch(image: Any, boxes: Sequence[Box], *, batch: int, normalize: Calla
     Returns:
       [batch, h, w, C] float32.
     """
-    regions = [read(image, box) for box in boxes]
+    regions = [read_region(image, box) for box in boxes]
     images = np.stack([region if normalize is None else normalize(region) for region in regions]).astype(np.float32, copy=False)
     return np.concatenate([images, np.zeros((batch - len(images), *images.shape[1:]), np.float32)])
 
 
 def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int, halo: int, batch: int, divisor: int,
                  normalize: Callable[[np.ndarray], np.ndarray] | None = None) -> Iterator[tuple[Window, Maps]]:
-    """The network's dense maps, block by block; see `predict_image` for the arguments.
+    """The network's dense maps, block by block, every pixel from one tile.
 
     Tiles are batched in their own row-by-row order, never in the blocks' order, so that a tile is computed in the same
     place of the same batch whatever the blocks are. Its core is kept until the last block that needs it: at most about
     one row of blocks of the image's width is in memory.
 
+    Args:
+      apply: the network; images [batch, tile, tile, C] float32 -> dict of arrays [batch, tile / s, tile / s, ...], each with
+        its own stride s. Called with one shape only, with zeros where tiles run out.
+      image: [H, W, C], anything with `shape` and slicing; only what a tile covers is read at once.
+      tile: side of the network's input, pixels, a multiple of `divisor`.
+      margin: pixels of a tile's inner sides whose outputs are not used, about half the receptive field; a multiple of the
+        coarsest output's stride, and twice of it a multiple of `divisor`.
+      block: see `predict_image`, as what follows; block and halo are multiples of the coarsest output's stride.
+      halo: see there.
+      batch: see there.
+      divisor: see there; a multiple of every output's stride.
+      normalize: see there.
+
     Yields:
       (window, maps): maps is a dict of [h, w, C] arrays of the window's frame, each at its own stride.
+
+    Raises:
+      ValueError: sizes break a rule above, or an output is no dense map.
     """
     if len(image.shape) != 3:
         raise ValueError(f"image has shape {tuple(image.shape)}; it must be [H, W, C]. Add a channel axis: image[..., None].")
@@ -178,23 +194,23 @@ def dense_blocks(apply: Apply, image: Any, *, tile: int, margin: int, block: int
     def cut(index: int, output: Maps) -> Maps:
         return {key: _cut(value, tiles[index], strides[key]) for key, value in output.items()}
 
-    walk = walk_blocks(lambda number: launch(number) if number else first, [t.core for t in tiles], blocks, batch=batch, cut=cut)
+    walk = _walk_blocks(lambda number: launch(number) if number else first, [t.core for t in tiles], blocks, batch=batch, cut=cut)
     for window, parts in walk:
         yield window, _assemble(parts, tiles, window, strides)
 
 
-def predict_maps(apply: Apply, image: Any, *, tile: int, margin: int, batch: int, divisor: int,
+def predict_maps(apply: Apply, image: Any, *, maps: BlockMaps, batch: int, divisor: int,
                  normalize: Callable[[np.ndarray], np.ndarray] | None = None) -> Maps:
     """The network's dense maps of a whole image, [H, W, C] each, which are all in memory; see `predict_image` for the arguments.
 
     Outputs must be of the image's own size.
     """
-    (_, maps), = dense_blocks(apply, image, tile=tile, margin=margin, block=-(-max(image.shape[:2]) // divisor) * divisor, halo=0,
-                              batch=batch, divisor=divisor, normalize=normalize)
-    return {name: value[:image.shape[0], :image.shape[1]] for name, value in maps.items()}
+    (_, whole), = maps(apply, image, block=-(-max(image.shape[:2]) // divisor) * divisor, halo=0, batch=batch, divisor=divisor,
+                       normalize=normalize)
+    return {name: value[:image.shape[0], :image.shape[1]] for name, value in whole.items()}
 
 
-def walk_blocks(launch: Callable[[int], Mapping[str, Any]], pieces: Sequence[Box], blocks: Sequence[Window], *, batch: int,
+def _walk_blocks(launch: Callable[[int], Mapping[str, Any]], pieces: Sequence[Box], blocks: Sequence[Window], *, batch: int,
                 cut: Callable[[int, Maps], Maps]) -> Iterator[tuple[Window, dict[int, Maps]]]:
     """What the network says about each block, piece by piece; every batch is computed once.
 
@@ -234,46 +250,42 @@ def walk_blocks(launch: Callable[[int], Mapping[str, Any]], pieces: Sequence[Box
             del cache[index]
 
 
-def predict_image(apply: Apply, image: Any, *, decode: Decode, tile: int, margin: int, block: int, halo: int, batch: int,
-                  divisor: int, normalize: Callable[[np.ndarray], np.ndarray] | None = None, watch: Watch | None = None
-                  ) -> Instances:
+def predict_image(apply: Apply, image: Any, *, maps: BlockMaps, decode: Decode, block: int, halo: int, batch: int, divisor: int,
+                  normalize: Callable[[np.ndarray], np.ndarray] | None = None, watch: Watch | None = None) -> Instances:
     """The cells of an image of any size, each once.
 
-    The decoder works on one block in a thread while the network computes the tiles of the next. An image no larger than
+    The decoder works on one block in a thread while the network computes the maps of the next. An image no larger than
     `block` is one block: its cells are exactly what `decode` says of the whole image's maps.
 
     Args:
-      apply: the network; images [batch, tile, tile, C] float32 -> dict of arrays [batch, tile / s, tile / s, ...], each with
-        its own stride s. Called with one shape only, with zeros where tiles run out.
-      image: [H, W, C], anything with `shape` and slicing (array, memmap, zarr); only what a tile covers is read at once.
+      apply: the network; images [batch, h, w, C] float32 -> dict of arrays with that leading axis.
+      image: [H, W, C], anything with `shape` and slicing (array, memmap, zarr).
+      maps: how outputs become maps of blocks: `dense_blocks`, or `jaxcell.inference.ensemble.merged_blocks`, its own settings
+        bound.
       decode: dense maps of a region (dict of [h, w, ...]) -> Instances in that region; runs in another thread.
-      tile: side of the network's input, pixels, a multiple of `divisor`.
-      margin: pixels of a tile's inner sides whose outputs are not used, about half the receptive field; a multiple of the
-        coarsest output's stride, and twice of it a multiple of `divisor`.
-      block: side of the region decoded at once, pixels, without its halo; a multiple of the coarsest output's stride.
-      halo: pixels around a block, at least the size of the largest cell; a multiple of the coarsest output's stride.
-      batch: tiles per call.
-      divisor: what the network's input sides must be multiples of; itself a multiple of every output's stride.
+      block: side of the region decoded at once, pixels, without its halo.
+      halo: pixels around a block, at least the size of the largest cell.
+      batch: images per call.
+      divisor: what the network's input sides must be multiples of.
       normalize: pixel values as stored -> as the network expects them; must treat each pixel alike wherever it is (take
         statistics over the whole image beforehand), else tiles would differ. None converts to float32.
-      watch: is shown the maps of each block, see `watched`.
+      watch: is shown (window, maps of its frame) of each block, such as to write a map of the whole image.
 
     Returns:
       Instances in the image; ordered by block, then as decoded.
 
     Raises:
-      ValueError: sizes break a rule above, or an output is no dense map.
+      ValueError: sizes break a rule of `maps`.
 
     Warns:
       UserWarning: once, when cells are cut by the end of a halo.
     """
-    blocks = dense_blocks(apply, image, tile=tile, margin=margin, block=block, halo=halo, batch=batch, divisor=divisor,
-                          normalize=normalize)
-    return decode_blocks(watched(blocks, watch), (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
+    blocks = maps(apply, image, block=block, halo=halo, batch=batch, divisor=divisor, normalize=normalize)
+    return decode_blocks(_watched(blocks, watch), (int(image.shape[0]), int(image.shape[1])), decode=decode, halo=halo)
 
 
-def watched(blocks: Iterable[tuple[Window, Maps]], watch: Watch | None) -> Iterator[tuple[Window, Maps]]:
-    """The same blocks, each shown first to `watch`: (window, maps of its frame), such as to write a map of the whole image."""
+def _watched(blocks: Iterable[tuple[Window, Maps]], watch: Watch | None) -> Iterator[tuple[Window, Maps]]:
+    """The same blocks, each shown first to `watch`."""
     for window, maps in blocks:
         if watch is not None:
             watch(window, maps)

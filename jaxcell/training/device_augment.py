@@ -29,12 +29,12 @@ def augment_images(image: jax.Array, rng: jax.Array, *, steps: DeviceSteps) -> j
     """Applies each step with its probability to each image on its own.
 
     Args:
-      image: [B, H, W, C] float32 in [0, 1].
+      image: [B, H, W, C] float32.
       rng: key of this training step.
       steps: (probability, step), in the order of application.
 
     Returns:
-      [B, H, W, C] float32 in [0, 1].
+      [B, H, W, C] float32, in [0, 1] if the image is (see `jaxcell.geometry.intensity`).
     """
     return jax.vmap(partial(_augment, steps=steps))(image, jax.random.split(rng, image.shape[0]))
 

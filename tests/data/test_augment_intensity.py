@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 from functools import partial
 
 import cv2
@@ -47,6 +48,29 @@ def test_flat_and_tiny_images_stay_finite(step, value):
     for shape in ((1, 1, 3), (1, 9, 1), (6, 6, 3)):
         changed = step(Sample(np.full(shape, value, np.float32)), np.random.default_rng(0)).image
         assert changed.shape == shape and changed.min() >= 0 and changed.max() <= 1
+
+
+def spread(sample: Sample) -> Sample:
+    """As standardisation leaves it: values from -2 to 3."""
+    return dataclasses.replace(sample, image=5 * sample.image - 2)
+
+
+@pytest.mark.parametrize("step", [*INTENSITY, partial(augment.zoom_to_square, size=40)],
+                         ids=lambda f: getattr(f, "__name__", "zoom_to_square"))
+@pytest.mark.parametrize("gray", [False, True])
+def test_standardised_images_change_as_others_do(step, gray):
+    sample = noise()
+    sample.image[0, 0], sample.image[0, 1] = 0, 1
+    if gray:
+        sample = dataclasses.replace(sample, image=np.repeat(sample.image[..., :1], 3, axis=2))
+    options = {"fill": -2.0} if step is augment.coarse_dropout else {}
+    for seed in range(4):
+        draws = [] if isinstance(step, partial) else [np.random.default_rng(seed)]
+        plain = spread(step(sample, *draws)).image
+        draws = [] if isinstance(step, partial) else [np.random.default_rng(seed)]
+        changed = step(spread(sample), *draws, **options).image
+        assert changed.dtype == np.float32
+        np.testing.assert_allclose(changed, plain, atol=0.03 if step is augment.color_map or not draws else 1e-3)
 
 
 def test_blurs_by_hand():

@@ -110,6 +110,19 @@ def test_transparent_cells_add_their_light_and_keep_their_pixels():
     assert is_one_of(light[counts == 1], 0.4, 0.42).all()      # 0.5 (and 0.52 in the nucleus) less the background
 
 
+@pytest.mark.parametrize("overlaps", ["add", "occlude"])
+def test_cells_are_pasted_into_standardised_images_as_into_others(overlaps):
+    """Light and dark cells, so that sums leave the range at both ends, and are cut off there."""
+    samples = [plain(level, 9) for level in (0.95, 0.01)]
+    for sample in samples:
+        sample.image[0, 0], sample.image[0, 1] = 0, 1
+    spread = [dataclasses.replace(sample, image=5 * sample.image - 2) for sample in samples]
+    pasted, changed = (copy_paste(one, lambda rng, donor=donor: donor, np.random.default_rng(1), count=(9, 9), overlaps=overlaps,
+                                  max_overlap=1.0) for one, donor in (samples, spread))
+    np.testing.assert_allclose(changed.image, 5 * pasted.image - 2, atol=1e-5)
+    np.testing.assert_array_equal(changed.labels, pasted.labels)
+
+
 def test_cells_are_pasted_whole_and_where_there_is_room():
     cut = plain(0.9, 9)
     cut = dataclasses.replace(cut, image=cut.image[10:], labels=cut.labels[10:], nuclei=cut.nuclei[10:])      # cuts the first row

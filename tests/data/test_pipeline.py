@@ -257,6 +257,14 @@ def test_options_are_checked_at_once(options, message):
 
 
 @pytest.mark.parametrize("name", POLICIES)
+def test_no_policy_spoils_standardised_images(name):
+    """What is below the mean stays below it, and nothing becomes NaN, as powers of negative values are."""
+    iterator = batches(augment=name, normalize={"name": "standardise"}, batch_size=16, channels=1)
+    images = next(iterator)[0]["image"]
+    assert np.isfinite(images).all() and (images < -0.2).mean() > 0.1 and (images > 0.2).mean() > 0.1
+
+
+@pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_makes_batches_of_real_images(data_dir, name):
     source = FolderSource(data_dir / "bbbc038", split="val", limit=6)
     batch, names = next(make_train_iterator(source, targets=targets, batch_size=6, crop=128, augment=name,

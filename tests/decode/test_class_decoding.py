@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -9,7 +11,7 @@ from scipy import ndimage
 from jaxcell.decode.classes import class_cells, class_map, connected_cells, energy, entropy, log_sum_exp, softmax
 from jaxcell.decode.components import grow_labels
 from jaxcell.geometry.boundaries import erode_labels
-from jaxcell.inference.blocks import predict_image
+from jaxcell.inference.blocks import dense_blocks, predict_image
 
 
 def logits_of(classes: np.ndarray, count: int = 2, sure: float = 4.0) -> np.ndarray:
@@ -132,7 +134,7 @@ def test_blocks_give_the_cells_of_the_whole_image(block):
     options = {"holes": 12, "small_objects": 3, "expansion": 1}
     whole = class_cells(logits, **options)
     found = predict_image(lambda images: {"logits": images}, logits, decode=lambda maps: class_cells(maps["logits"], **options),
-                          tile=64, margin=8, block=block, halo=48, batch=3, divisor=8)
+                          maps=partial(dense_blocks, tile=64, margin=8), block=block, halo=48, batch=3, divisor=8)
     assert len(whole) > 20
 
     def described(cells):

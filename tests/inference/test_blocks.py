@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +24,10 @@ from jaxcell.types import Instances
 
 DIVISOR = 8
 OPTIONS = {"tile": 64, "margin": 8, "block": 64, "halo": 24, "batch": 2, "divisor": 8}
+
+
+def predict(network, image, *, tile, margin, **options):
+    return predict_image(network, image, maps=partial(dense_blocks, tile=tile, margin=margin), **options)
 
 
 def label_image(height: int, width: int, *, seed: int = 0, largest: int = 20) -> np.ndarray:
@@ -102,8 +107,8 @@ def test_labels_come_back_bit_by_bit_whatever_the_cut(shape, tile, margin, block
     monkeypatch.setattr(blocks, "SAME_OBJECT", 1.0)     # ownership alone must do; nothing may be left for the removal of twins
     labels = label_image(*shape, seed=sum(shape), largest=20)
     network = Network(shape, spoilt=margin)
-    found = predict_image(network, coded(labels), decode=decode, tile=tile, margin=margin, block=block, halo=halo, batch=batch,
-                          divisor=DIVISOR)
+    found = predict(network, coded(labels), decode=decode, tile=tile, margin=margin, block=block, halo=halo, batch=batch,
+                    divisor=DIVISOR)
     assert np.array_equal(assemble(found), labels)
     assert sorted(found.extras["ids"]) == np.unique(labels[labels > 0]).tolist()
     assert np.array_equal(found.scores, (1 / found.extras["ids"]).astype(np.float32))
@@ -120,8 +125,8 @@ def test_real_labels_come_back(data_dir):
     path = max((data_dir / "bbbc039").rglob("*_label.png"), key=lambda p: p.stat().st_size)
     labels = imagecodecs.imread(path).astype(np.int32)
     for tile, block in ((128, 128), (256, 192)):
-        found = predict_image(Network(labels.shape, spoilt=16), coded(labels), decode=decode, tile=tile, margin=16, block=block,
-                              halo=128, batch=4, divisor=16)
+        found = predict(Network(labels.shape, spoilt=16), coded(labels), decode=decode, tile=tile, margin=16, block=block,
+                        halo=128, batch=4, divisor=16)
         assert np.array_equal(assemble(found), labels)
 
 
@@ -187,8 +192,8 @@ def test_one_block_is_the_decoder_alone():
         assert np.array_equal(maps["fine"], coded(labels))
         return cells
 
-    found = predict_image(Network((96, 128)), coded(labels), decode=decode_all, tile=64, margin=8, block=128, halo=8, batch=2,
-                          divisor=8)
+    found = predict(Network((96, 128)), coded(labels), decode=decode_all, tile=64, margin=8, block=128, halo=8, batch=2,
+                    divisor=8)
     assert np.array_equal(found.boxes, cells.boxes) and np.array_equal(found.scores, cells.scores)
     assert np.array_equal(found.extras["float_boxes"], cells.extras["float_boxes"])
 
@@ -205,8 +210,8 @@ def test_the_image_is_read_lazily_and_normalized_by_tile():
             return part
 
     network = Network(labels.shape)
-    found = predict_image(network, Lazy(), decode=decode, tile=64, margin=8, block=64, halo=24, batch=2, divisor=8,
-                          normalize=lambda pixels: pixels * np.float32([2, 1, 1]))
+    found = predict(network, Lazy(), decode=decode, tile=64, margin=8, block=64, halo=24, batch=2, divisor=8,
+                    normalize=lambda pixels: pixels * np.float32([2, 1, 1]))
     assert Lazy.most == 64 * 64
     assert np.array_equal(assemble(found), 2 * labels)
 
@@ -229,11 +234,11 @@ def test_a_cell_larger_than_the_halo_is_reported_once_with_the_remedy():
     labels[10:20, 40:240], labels[200:210, 5:200] = 1, 2
     options = {"decode": decode, "tile": 64, "margin": 8, "batch": 4, "divisor": 8}
     with pytest.warns(UserWarning, match=r"cells reach the end .* halo of 16 px .* 10 x \d+ px.*Set halo above") as record:
-        predict_image(Network(labels.shape), coded(labels), block=64, halo=16, **options)
+        predict(Network(labels.shape), coded(labels), block=64, halo=16, **options)
     assert len(record) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = predict_image(Network(labels.shape), coded(labels), block=64, halo=200, **options)
+        found = predict(Network(labels.shape), coded(labels), block=64, halo=200, **options)
     assert np.array_equal(assemble(found), labels)
 
 
@@ -245,7 +250,7 @@ def test_a_cell_that_two_blocks_see_differently_is_counted_once():
         return Instances(maps["fine"].shape[:2], box, [np.ones((20, 7), bool)], np.asarray([0.8 if start else 0.7], np.float32))
 
     image = coded(np.zeros((64, 128), np.int32))
-    found = predict_image(Network((64, 128)), image, decode=decode_with_jitter, **OPTIONS)
+    found = predict(Network((64, 128)), image, decode=decode_with_jitter, **OPTIONS)
     assert len(found) == 1 and found.scores[0] == np.float32(0.8)
 
 
@@ -311,18 +316,18 @@ def test_regions_past_the_end_are_reflected_like_numpy(height, width):
 def test_wrong_sizes_are_named(change, message):
     options = OPTIONS | change
     with pytest.raises(ValueError, match=message):
-        predict_image(Network((100, 100)), coded(label_image(100, 100)), decode=decode, **options)
+        predict(Network((100, 100)), coded(label_image(100, 100)), decode=decode, **options)
 
 
 def test_wrong_images_and_decoders_are_named():
     with pytest.raises(ValueError, match=r"must be \[H, W, C\]"):
-        predict_image(Network((100, 100)), np.zeros((100, 100)), decode=decode, **OPTIONS)
+        predict(Network((100, 100)), np.zeros((100, 100)), decode=decode, **OPTIONS)
     with pytest.raises(ValueError, match="no pixels"):
-        predict_image(Network((0, 100)), np.zeros((0, 100, 3)), decode=decode, **OPTIONS)
+        predict(Network((0, 100)), np.zeros((0, 100, 3)), decode=decode, **OPTIONS)
     with pytest.raises(ValueError, match="decode returned Instances of shape"):
-        predict_image(Network((100, 100)), np.zeros((100, 100, 3)), decode=lambda maps: Instances.empty((5, 5)), **OPTIONS)
+        predict(Network((100, 100)), np.zeros((100, 100, 3)), decode=lambda maps: Instances.empty((5, 5)), **OPTIONS)
 
 
 def test_no_cells_at_all():
-    found = predict_image(Network((100, 100)), np.zeros((100, 100, 3)), decode=decode, **OPTIONS)
+    found = predict(Network((100, 100)), np.zeros((100, 100, 3)), decode=decode, **OPTIONS)
     assert len(found) == 0 and found.shape == (100, 100)

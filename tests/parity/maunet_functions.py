@@ -16,7 +16,7 @@ from loader import Case
 from jaxcell.data.normalize import fit_normalizer, maunet_eight_bits, to_channels
 from jaxcell.decode.three_watersheds import class_probabilities, three_watersheds, watershed_stages
 from jaxcell.geometry.boundaries import distances_inside
-from jaxcell.inference.ensemble import mean_outputs, merged_blocks
+from jaxcell.inference.ensemble import mean_outputs, merged_blocks, step_of_overlap
 from jaxcell.losses.consistency import distance_agreement, pseudo_label_cross_entropy
 from jaxcell.losses.masks import dice_loss, focal_of_logits, focal_twice_squashed
 from jaxcell.losses.regression import balanced_absolute_error, balanced_absolute_error_of_batch
@@ -128,8 +128,9 @@ def whole(apply: Callable[[np.ndarray], Mapping[str, Any]], images: np.ndarray, 
     """Maps [N, C, H, W] of images [N, C, H, W], each predicted in one block."""
     found = []
     for image in nhwc(images):
-        (_, maps), = merged_blocks(apply, image, window=case.constructor["window"], overlap=case.constructor["overlap"],
-                                   block=max(image.shape), halo=0, batch=batch, divisor=1, **options)
+        c = case.constructor
+        (_, maps), = merged_blocks(apply, image, window=c["window"], step=step_of_overlap(c["window"], c["overlap"]),
+                                   edges="centred", block=max(image.shape), halo=0, batch=batch, divisor=1, **options)
         found.append(maps)
     return {key: nchw(np.stack([maps[key] for maps in found])) for key in found[0]}
 

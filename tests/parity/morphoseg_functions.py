@@ -12,7 +12,7 @@ from jaxcell.data.augment import rotate_nearest, turn_and_mirror, zoom_to_square
 from jaxcell.data.normalize import type_range
 from jaxcell.data.sources.patches import PatchSource, patch_grid
 from jaxcell.decode.classes import class_map, softmax
-from jaxcell.inference.sliding import plan_windows, sliding_blocks
+from jaxcell.inference.ensemble import merged_blocks, plan_windows
 from jaxcell.metrics.regions import RegionCounts, morphoseg_scores, region_counts
 from jaxcell.types import Sample
 
@@ -97,8 +97,8 @@ def sliding_inference(case: Case) -> Results:
 
     window, step = c["window"], c["window"] - c["overlap"]
     options = {"window": window, "step": step, "edges": "padded"}
-    ((_, maps),) = sliding_blocks(network, image[..., None], **options, merge="labels", block=max(image.shape), halo=0, batch=2,
-                                  divisor=1)
+    ((_, maps),) = merged_blocks(network, image[..., None], **options, merge="labels", block=max(image.shape), halo=0, batch=2,
+                                 divisor=1)
     prediction = class_map(maps["logits"], threshold=0.999)
     scores = morphoseg_scores(mask, prediction > 0)
     height, width = image.shape

@@ -54,6 +54,14 @@ def test_steps_keep_shape_type_and_range_and_differ_from_image_to_image(step, ch
         assert len({image.tobytes() for image in changed}) > (1 if step is device.shuffle_channels else 7)
 
 
+@pytest.mark.parametrize("step", STEPS, ids=lambda f: f.__name__)
+def test_standardised_images_change_as_others_do(step):
+    image, options = images(1)[0], {"fill": -2.0} if step is device.coarse_dropout else {}
+    image[0, 0], image[0, 1] = 0, 1
+    changed = step(5 * image - 2, jax.random.PRNGKey(1), **options)
+    np.testing.assert_allclose(changed, 5 * np.asarray(step(image, jax.random.PRNGKey(1))) - 2, atol=1e-4)
+
+
 def test_steps_by_hand():
     key, image = jax.random.PRNGKey(3), images(1)[0]
 

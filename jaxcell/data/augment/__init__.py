@@ -1,8 +1,8 @@
 """Random changes of a training sample: pure functions (sample, rng, options) -> sample, and policies made of them.
 
-Images are float32 in [0, 1] and stay so. Geometry moves the image and all label layers together; labels are only ever
-picked, never blended, and keep their ids, -1 ("ignore") included. The way to a crop: `cut` (region, normalisation, geometry),
-`apply_mix` (other samples), `apply_steps` (mirrors, intensities).
+Images are float32 in [0, 1] and stay so; standardised ones keep to their own range. Geometry moves the image and all label layers
+together; labels are only ever picked, never blended, and keep their ids, -1 ("ignore") included. The way to a crop: `cut`
+(region, normalisation, geometry), `apply_mix` (other samples), `apply_steps` (mirrors, intensities).
 """
 
 from jaxcell.data.augment.arrays import Augmentation, Steps

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
+from jaxcell.geometry.intensity import value_range
 from jaxcell.geometry.labels import Window, windows
 from jaxcell.types import Sample
 
-__all__ = ["Augmentation", "Change", "Steps", "by_channels", "cell_windows", "is_gray", "on_arrays", "on_image"]
+__all__ = ["Augmentation", "Change", "Steps", "by_channels", "cell_windows", "in_unit_range", "is_gray", "on_arrays", "on_image"]
 
 Augmentation = Callable[[Sample, np.random.Generator], Sample]
 Steps = Sequence[tuple[float, Augmentation]]        # (probability, augmentation), in the order of application
@@ -29,6 +30,15 @@ def on_image(sample: Sample, change: Change) -> Sample:
     image = change(np.ascontiguousarray(sample.image))
     image = image[..., None] if image.ndim == 2 else image      # OpenCV drops the axis of a single channel
     return dataclasses.replace(sample, image=image)
+
+
+def in_unit_range(image: np.ndarray, change: Change) -> np.ndarray:
+    """`change`, which knows values in [0, 1] only, of an image [H, W, C] of any (see `jaxcell.geometry.intensity`)."""
+    low, high = (float(end.item()) for end in value_range(image))
+    if (low, high) == (0, 1):
+        return change(image)
+    changed = change((image - low) / (high - low))
+    return changed * (high - low) + low
 
 
 def by_channels(array: np.ndarray, change: Change, *, most: int = 4) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""What a pixel's value becomes: blur, gamma, contrast, histogram, noise, colours, holes. Labels stay as they are."""
+"""What a pixel's value becomes: blur, gamma, contrast, histogram, noise, colours, holes. Labels stay as they are.
+
+Amounts are shares of the range [0, 1], or, of images with values beyond, of the range that holds both.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import cv2
 import numpy as np
 from scipy.special import ndtri
 
-from jaxcell.data.augment.arrays import Augmentation, by_channels, is_gray, on_image
+from jaxcell.data.augment.arrays import Augmentation, by_channels, in_unit_range, is_gray, on_image
 from jaxcell.geometry.intensity import add_scaled, hole_boxes, raise_to, stretch
 from jaxcell.types import Sample
 
@@ -76,7 +79,7 @@ def shift_histogram(sample: Sample, rng: np.random.Generator, *, points: tuple[i
     """Bends the grey levels by a random rising polygon between the image's darkest and brightest value.
 
     Args:
-      sample: float32 in [0, 1].
+      sample: float32.
       rng: of this sample.
       points: fewest and most corners of the polygon, both ends included, 3 and more; few corners bend more. Evenly spaced levels
         become, from the second to the last but one, a level drawn between the new one below and the old one above.
@@ -88,11 +91,15 @@ def shift_histogram(sample: Sample, rng: np.random.Generator, *, points: tuple[i
     new = old.copy()
     for i in range(1, len(new) - 1):
         new[i] = rng.uniform(new[i - 1], new[i + 1])
-    low, high = float(sample.image.min()), float(sample.image.max())
-    if low == high:
-        return sample
-    table = np.interp(np.arange(LEVELS) / (LEVELS - 1), low + old * (high - low), low + new * (high - low)).astype(np.float32)
-    return on_image(sample, lambda image: table.take((image * (LEVELS - 1) + 0.5).astype(np.uint16)))
+
+    def bend(image: np.ndarray) -> np.ndarray:
+        low, high = float(image.min()), float(image.max())
+        if low == high:
+            return image
+        table = np.interp(np.arange(LEVELS) / (LEVELS - 1), low + old * (high - low), low + new * (high - low)).astype(np.float32)
+        return table.take((image * (LEVELS - 1) + 0.5).astype(np.uint16))
+
+    return on_image(sample, partial(in_unit_range, change=bend))
 
 
 def add_noise(sample: Sample, rng: np.random.Generator, *, deviation: tuple[float, float] = (0.01, 0.05)) -> Sample:
@@ -100,7 +107,7 @@ def add_noise(sample: Sample, rng: np.random.Generator, *, deviation: tuple[floa
     strength = rng.uniform(*deviation)
     if not is_gray(sample.image):
         return on_image(sample, lambda image: add_scaled(image, _normal(rng, image.shape), strength))
-    plane = add_scaled(sample.image[..., 0], _normal(rng, sample.image.shape[:2]), strength)
+    plane = add_scaled(sample.image[..., :1], _normal(rng, sample.image.shape[:2])[..., None], strength)
     return on_image(sample, lambda image: cv2.merge([plane] * image.shape[2]))
 
 
@@ -146,7 +153,7 @@ def shift_hsv(sample: Sample, rng: np.random.Generator, *, hue: float = 40.0, sa
         others = [np.clip(plane + float(amount), 0, 1) for plane, amount in zip(planes[1:], shift[1:], strict=True)]
         return np.clip(cv2.cvtColor(cv2.merge([hues, *others]), cv2.COLOR_HSV2RGB), 0, 1)
 
-    return on_image(sample, change)
+    return on_image(sample, partial(in_unit_range, change=change))
 
 
 def shuffle_channels(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -160,7 +167,11 @@ def color_map(sample: Sample, rng: np.random.Generator, *, maps: Sequence[int] =
     table = _color_table(maps[int(rng.integers(len(maps)))])
     if sample.image.shape[2] != 3 or not is_gray(sample.image):
         return sample
-    return on_image(sample, lambda image: table.take(np.asarray(cv2.convertScaleAbs(image[..., 0], alpha=255), np.uint8), axis=0))
+
+    def color(image: np.ndarray) -> np.ndarray:
+        return table.take(np.asarray(cv2.convertScaleAbs(image[..., 0], alpha=255), np.uint8), axis=0)
+
+    return on_image(sample, partial(in_unit_range, change=color))
 
 
 @cache

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxcell.data.augment.arrays import cell_windows, on_arrays
 from jaxcell.data.augment.geometry import flip, random_crop, rotate90
+from jaxcell.geometry.intensity import value_range
 from jaxcell.geometry.labels import cell_ids, replace_ids
 from jaxcell.types import Sample
 
@@ -161,7 +162,8 @@ def copy_paste(sample: Sample, draw: Draw, rng: np.random.Generator, *, count: t
         paste(canvas.image, donor.image, mask, window, target, overlaps=overlaps, background=background, sigma=sigma)
         nucleus = None if donor.nuclei is None else mask & (donor.nuclei[window] == number)
         enter_cell(canvas, mask, nucleus, target, fresh, covers=overlaps == "occlude")
-    image = np.clip(canvas.image, 0, 1)     # added up, cells may be brighter than white
+    lows, highs = zip(*(value_range(one.image) for one in (sample, donor)), strict=True)
+    image = np.clip(canvas.image, min(lows), max(highs))        # added up, cells may be brighter than white
     return dataclasses.replace(sample, image=image, labels=np.stack(canvas.layers, axis=-1), nuclei=canvas.nuclei)
 
 

@@ -68,7 +68,7 @@ def cut(sample: Sample, rng: np.random.Generator, policy: Policy, *, size: int, 
       rng: of this sample.
       policy: whose geometry it is.
       size: side of the crop, pixels.
-      normalize: region [h, w, C] -> float32 in [0, 1]; only pixels that the crop needs are given to it.
+      normalize: region [h, w, C] -> float32; only pixels that the crop needs are given to it.
       reject_empty: see `random_crop`.
     """
     side, finish = draw_geometry(sample, rng, size, policy.geometry)

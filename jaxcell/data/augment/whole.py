@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from scipy import ndimage
 
-from jaxcell.data.augment.arrays import Augmentation, on_arrays
+from jaxcell.data.augment.arrays import Augmentation, in_unit_range, on_arrays
 from jaxcell.types import Sample
 
 __all__ = ["rotate_nearest", "training_item", "turn_and_mirror", "zoom_to_square"]
@@ -34,18 +34,19 @@ def zoom_to_square(sample: Sample, *, size: int) -> Sample:
     """The whole sample in size x size pixels, corner on corner, whatever its proportions; as it is if it has that size.
 
     Args:
-      sample: image float32 in [0, 1], of which 8 bits are kept: a cubic spline overshoots, and is rounded and cut off there.
+      sample: image float32, of which 8 bits are kept: a cubic spline overshoots, and is rounded and cut off there.
       size: side, pixels.
 
     Returns:
-      Image float32 in [0, 1]; labels the nearest pixel's, about corners.
+      Image float32 in the same range, [0, 1] as a rule; labels the nearest pixel's, about corners.
     """
     if sample.image.shape[:2] == (size, size):
         return sample
-    image = np.rint(sample.image.clip(0, 1) * np.float32(255)).astype(np.uint8)
+    def zoom(image: np.ndarray) -> np.ndarray:
+        return _zoom(np.rint(image * np.float32(255)).astype(np.uint8), size, 3).astype(np.float32) / np.float32(255)
+
     labels, nuclei = (None if array is None else _zoom(array, size, 0) for array in (sample.labels, sample.nuclei))
-    return dataclasses.replace(sample, image=_zoom(image, size, 3).astype(np.float32) / np.float32(255), labels=labels,
-                               nuclei=nuclei)
+    return dataclasses.replace(sample, image=in_unit_range(sample.image, zoom), labels=labels, nuclei=nuclei)
 
 
 def _zoom(array: np.ndarray, size: int, order: int) -> np.ndarray:
