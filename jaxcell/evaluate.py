@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ from jaxcell.metrics.matching import drop_ignored
 from jaxcell.metrics.report import Report, evaluate, plot, to_json, to_table
 from jaxcell.metrics.semantic import ClassCounts, class_counts
 from jaxcell.start import trained_state
-from jaxcell.system import System
+from jaxcell.system import Planes, System
 from jaxcell.systems import build_system
 from jaxcell.targets.masks import annotated_pixels
-from jaxcell.targets.planes import semantic_planes
 from jaxcell.training.compile_cache import use_compile_cache
 from jaxcell.training.log import quiet_libraries
 from jaxcell.training.mesh import make_mesh, shard_batch, unused_accelerators
@@ -264,7 +264,7 @@ def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, j
         network = _mean_of_networks([partial(apply, variables), *partners], mesh)
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
-        found = predict_maps(lambda tiles: planes(network(tiles)), image, maps=maps, divisor=system.divisor,
+        found = predict_maps(lambda tiles: planes.drawn(network(tiles)), image, maps=maps, divisor=system.divisor,
                              batch=-(-options.batch // mesh.size) * mesh.size, normalize=normalize)
         return {name: value[..., 0] for name, value in found.items()}
 
@@ -272,31 +272,32 @@ def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, j
 
 
 def score_planes(predict: Callable[[np.ndarray], Mapping[str, np.ndarray]], samples: Iterable[Sample], *,
-                 thresholds: Mapping[str, float]) -> dict[str, ClassCounts]:
-    """Pixels of each class, counted over all samples; those that the annotation says to ignore count nowhere.
+                 truth: Callable[[Sample, tuple[str, ...]], Mapping[str, np.ndarray]], thresholds: Mapping[str, float]
+                 ) -> dict[str, list[ClassCounts]]:
+    """Pixels of each class, counted in every sample; those that the annotation says to ignore count nowhere.
 
     Args:
       predict: image as stored -> probabilities [H, W] by name.
       samples: with labels, and with nuclei where these are asked for.
+      truth: see `jaxcell.system.Planes`.
       thresholds: name -> probability above which a pixel is of the class.
 
     Raises:
       ValueError: a name that the network does not draw or that no target has, no sample, or one without labels.
     """
-    totals: dict[str, ClassCounts] = {}
+    counts: dict[str, list[ClassCounts]] = {name: [] for name in thresholds}
     for sample in samples:
         found = predict(sample.image)
         if sample.labels is None or (absent := set(thresholds) - set(found)):
             what = "has no labels" if sample.labels is None else f"is to be scored for {', '.join(sorted(absent))}, but the " \
                    f"network draws {', '.join(found)}"
             raise ValueError(f"sample {sample.name!r} {what}.")
-        truth, counted = semantic_planes(sample.labels, sample.nuclei, tuple(thresholds)), annotated_pixels(sample.labels) > 0
+        true, counted = truth(sample, tuple(thresholds)), annotated_pixels(sample.labels) > 0
         for name, threshold in thresholds.items():
-            counts = class_counts(truth[name][..., 0] > 0, found[name] > threshold, counted)
-            totals[name] = totals[name] + counts if name in totals else counts
-    if not totals:
+            counts[name].append(class_counts(true[name][..., 0] > 0, found[name] > threshold, counted))
+    if not all(counts.values()) or not counts:
         raise ValueError("score_planes: no samples or no planes to score; the data source is empty.")
-    return totals
+    return counts
 
 
 def iterate(source: Source, *, modality: str = "") -> Iterator[Sample]:
@@ -383,21 +384,25 @@ def run() -> None:
                                picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes], limits=limits,
                                analyses=analyses)
         if options.planes:
-            planes = load_planes(options.workdir, checkpoint=options.checkpoint, config=config)
-            counts = score_planes(planes, iterate(source, modality=options.modality), thresholds=_thresholds(options.planes))
-            write_planes(counts, out)
+            draw, planes = load_planes(options.workdir, checkpoint=options.checkpoint, config=config)
+            write_planes(score_planes(draw, iterate(source, modality=options.modality), truth=planes.truth,
+                                      thresholds=_thresholds(options.planes)), out)
     write_report(report, out)
 
 
-def load_planes(workdir: Path, *, checkpoint: str, config: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The trained network of a workdir as one function: image as stored -> probabilities [H, W] of its planes by name.
+def load_planes(workdir: Path, *, checkpoint: str, config: Any
+                ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], Planes]:
+    """The trained network of a workdir as one function: image as stored -> probabilities [H, W] of its planes by name; and these.
 
     Args:
       workdir: of the run.
       checkpoint: "best" or "latest", see `load_predictor`.
       config: the run's, or a changed copy.
     """
-    return _restored_with_partners(make_planes, config, workdir, checkpoint)
+    predict = _restored_with_partners(make_planes, config, workdir, checkpoint)     # (refuses a network without planes)
+    planes = build_system(config).planes
+    assert planes is not None
+    return predict, planes
 
 
 def _thresholds(text: str) -> dict[str, float]:
@@ -406,14 +411,37 @@ def _thresholds(text: str) -> dict[str, float]:
     return {name: float(threshold or 0.5) for name, _, threshold in parts}
 
 
-def write_planes(counts: Mapping[str, ClassCounts], out: Path) -> None:
-    """Writes planes.json into `out` and prints accuracy, precision, recall, F1 and IoU of each class, over all pixels."""
+def write_planes(counts: Mapping[str, Sequence[ClassCounts]], out: Path) -> None:
+    """Writes planes.json into `out` and prints of each class and of their mean what `plane_scores` gives."""
     out.mkdir(parents=True, exist_ok=True)
-    scores = {name: part.scores() for name, part in counts.items()}
+    scores = plane_scores(counts)
     (out / "planes.json").write_text(json.dumps({name: {key: value if value == value else None for key, value in row.items()}
                                                  for name, row in scores.items()}, indent=1) + "\n")
     for name, row in scores.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in row.items()))
+
+
+def plane_scores(counts: Mapping[str, Sequence[ClassCounts]]) -> dict[str, dict[str, float]]:
+    """Scores of classes from their counts in every image.
+
+    Returns:
+      class, and "mean of classes" where there are several -> accuracy, precision, recall, F1 and IoU over all pixels together,
+      and "mean Dice", the mean of the images' F1 (those without such pixels in truth and prediction left out). NaN where a
+      score is undefined.
+    """
+    scores = {}
+    for name, images in counts.items():
+        dice = np.asarray([part.f1 for part in images])
+        scores[name] = reduce(operator.add, images).scores() | {"mean Dice": _mean_of_defined(dice)}
+    if len(scores) > 1:
+        rows = list(scores.values())
+        scores["mean of classes"] = {key: _mean_of_defined(np.asarray([row[key] for row in rows])) for key in rows[0]}
+    return scores
+
+
+def _mean_of_defined(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def open_truth(path: Path, *, images: Path | None, split: str | None) -> Source:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcell.types import Instances, Sample
 
-__all__ = ["Adversary", "StatefulLoss", "System", "Teaching", "chosen"]
+__all__ = ["Adversary", "Planes", "StatefulLoss", "System", "Teaching", "chosen"]
 
 Arrays = Mapping[str, Any]
 
@@ -64,6 +64,19 @@ class Adversary:
 
 
 @dataclass(frozen=True)
+class Planes:
+    """What a network says of pixels, whatever cell they belong to, and what is true of them: one word for both.
+
+    Attributes:
+      drawn: host; (outputs, with any leading axes) -> probabilities [..., H, W, 1] by name.
+      truth: host; (annotated sample, some of these names) -> [H, W, 1] float32, 0 or 1, by name.
+    """
+
+    drawn: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+    truth: Callable[[Sample, tuple[str, ...]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class System:
     """One published system, assembled (`jaxcell/systems/<name>.py:build`).
 
@@ -77,8 +90,7 @@ class System:
       teaching: how it learns from a teacher's predictions, or None.
       consistency: (outputs, another network's outputs) -> dict of weighted scalar terms that ask the first to agree with the
         second on images without annotation, or None.
-      planes: host; (outputs, with any leading axes) -> probabilities [..., H, W, 1] by name (a key of `targets.planes.PLANES`),
-        for networks that say what lies where besides finding cells, or None.
+      planes: for networks that say what lies where besides finding cells, or None.
       load: (published state dict, variables) -> variables: the authors' own checkpoints in this network's places.
       objective: what training minimises where `loss`, a function of outputs and batch alone, is not enough; or None.
       uncertainty: host; outputs of one region, as `decode` gets them -> [h, w] float32, how unsure the network is of each pixel
@@ -95,7 +107,7 @@ class System:
     divisor: int
     teaching: Teaching | None = None
     consistency: Callable[[Arrays, Arrays], dict[str, Any]] | None = None
-    planes: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    planes: Planes | None = None
     load: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] | None = None
     objective: StatefulLoss | None = None
     uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None

@@ -27,7 +27,8 @@ from jaxcell.decode.semantic_watershed import plane_probabilities
 from jaxcell.export.coco import coco_writer
 from jaxcell.geometry.boundaries import erode_labels
 from jaxcell.geometry.labels import instances_to_labels
-from jaxcell.system import System
+from jaxcell.system import Planes, System
+from jaxcell.systems.sparse_seunet import true_planes
 from jaxcell.targets.planes import semantic_planes
 from jaxcell.train import import_published, train
 from jaxcell.training.mesh import make_mesh
@@ -128,14 +129,19 @@ def test_planes_are_scored_where_the_network_draws_them(tmp_path):
         planes["overlap"][:, :40] = 0
         return planes
 
-    counts = evaluate.score_planes(predict, samples, thresholds={"cytoplasm": 0.5, "overlap": 0.3})
-    assert counts["cytoplasm"].tp == 0 and counts["cytoplasm"].fn == sum(int(t["cytoplasm"].sum()) for t in truth.values())
-    right = sum(int(t["overlap"][:, 40:].sum()) for t in truth.values())
-    assert counts["overlap"].tp == right > 0 and counts["overlap"].fp == 0
+    score = partial(evaluate.score_planes, predict, samples, truth=true_planes)
+    counts = score(thresholds={"cytoplasm": 0.5, "overlap": 0.3})
+    assert [part.fn for part in counts["cytoplasm"]] == [t["cytoplasm"].sum() for t in truth.values()]
+    right = [int(t["overlap"][:, 40:].sum()) for t in truth.values()]
+    assert [part.tp for part in counts["overlap"]] == right and max(right) > 0
+    assert sum(part.fp + part.tn for part in counts["overlap"]) == sum((t["overlap"] == 0).sum() for t in truth.values())
     evaluate.write_planes(counts, tmp_path)
-    assert json.loads((tmp_path / "planes.json").read_text())["overlap"]["precision"] == 1.0
+    scores, dice = json.loads((tmp_path / "planes.json").read_text()), [2 * p.tp / (2 * p.tp + p.fn) for p in counts["overlap"]]
+    assert scores["overlap"]["precision"] == 1.0 and scores["cytoplasm"]["F1"] == 0.0
+    assert scores["overlap"]["mean Dice"] == pytest.approx(np.mean(dice))
+    assert scores["mean of classes"]["mean Dice"] == pytest.approx(np.mean(dice) / 2)
     with pytest.raises(ValueError, match="nuclei, but the network draws cytoplasm, overlap"):
-        evaluate.score_planes(predict, samples, thresholds={"nuclei": 0.5})
+        score(thresholds={"nuclei": 0.5})
 
 
 @pytest.mark.parametrize(("mode", "overlap"), [("merged", 0.5), ("sliding", 0.75), ("blocks", 0.0)])
@@ -151,7 +157,7 @@ def test_planes_and_cells_come_from_the_mean_of_overlapping_windows(mode, overla
     config.inference.step = 8
     seen = []
     system = System(model=nn.Module(), targets=dict, loss=dict, divisor=16,
-                    planes=partial(plane_probabilities, names=("nuclei",)),
+                    planes=Planes(partial(plane_probabilities, names=("nuclei",)), true_planes),
                     decode=lambda maps: seen.append(maps) or Instances.empty(maps["nuclei"].shape[:2]))
     image = np.random.default_rng(0).random((64, 80), np.float32)
 

@@ -140,6 +140,17 @@ def test_perfect_outputs_decode_to_the_truth(name, finder):
         assert f1(Instances.from_labels(sample.labels), system.decode(outputs)) == 1.0
 
 
+def test_perfect_outputs_draw_the_planes_that_are_true(name):
+    system, sample = system_of(name), synthetic_sample(config_of(name).data.crop)
+    if system.planes is None:
+        pytest.skip(f"{name} draws no planes")
+    drawn = system.planes.drawn(PERFECT_OUTPUTS[name](system.targets(sample, np.random.default_rng(0)), config_of(name)))
+    truth = system.planes.truth(sample, tuple(drawn))
+    assert drawn.keys() == truth.keys() and drawn
+    for plane, values in drawn.items():
+        np.testing.assert_array_equal(values > 0.5, truth[plane] > 0, err_msg=plane)
+
+
 def test_outputs_have_the_same_keys_and_shapes_in_train_and_eval(name):
     model, image = system_of(name).model, batch_of(name)["image"]
     variables = jax.eval_shape(lambda: fresh_state(name)[0].variables)

@@ -26,7 +26,7 @@ from jaxcell.models.encoders.resnet import Bottleneck, ResNet
 from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose, InstanceNorm, Part, ResidualBlock, fan_out_normal
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.maunet import load_maunet
-from jaxcell.system import System, chosen
+from jaxcell.system import Planes, System, chosen
 from jaxcell.targets.boundaries import distance_target, three_classes
 from jaxcell.targets.pixels import annotated
 from jaxcell.types import Instances, Sample
@@ -52,7 +52,8 @@ BRANCHES: Mapping[str, str] = {"resnet50": "branch1.", "wideresnet50": "branch2.
 SEGMENTED: Mapping[str, tuple[str, ...]] = {"three_watersheds": ("distance",), "interior_pieces": ()}
 """Ways to find cells by name -> the maps they take beside the classes."""
 
-CLASSES = 3     # background, interior, boundary; proxies come behind them
+CLASS_NAMES = ("background", "interior", "boundary")
+CLASSES = len(CLASS_NAMES)      # proxies come behind them
 
 WIDTHS = (1, 1, 2, 4, 8, 16)
 """Channels of the skip of the image, of the encoder's stem and of its stages, in widths of the decoders."""
@@ -138,11 +139,12 @@ def build(config: Any) -> System:
                          f"{loss.agreement.removesuffix('_without_proxy')!r}.")
     objective = partial(maunet_objective, weights={name: w for name, w in loss.weights.items() if w},
                         focal=chosen(FOCALS, "loss.focal", loss.focal), balanced=chosen(BALANCED, "loss.balanced", loss.balanced))
-    targets = partial(maunet_targets, classes=partial(three_classes, divisor=t.divisor, least_interior=t.least_interior),
-                      distance=partial(distance_target, beta=t.beta, measure=t.measure))
+    classes = partial(three_classes, divisor=t.divisor, least_interior=t.least_interior)
+    targets = partial(maunet_targets, classes=classes, distance=partial(distance_target, beta=t.beta, measure=t.measure))
     return System(
         model=model, targets=targets, loss=objective, decode=decode, divisor=DIVISORS[m.encoder],
         consistency=partial(maunet_consistency, agreement=chosen(AGREEMENTS, "loss.agreement", loss.agreement)),
+        planes=Planes(drawn_classes, partial(true_classes, classes=classes)),
         load=partial(load_maunet, branch=BRANCHES.get(m.encoder, "")))
 
 
@@ -228,3 +230,28 @@ def decode_maps(outputs: Mapping[str, np.ndarray], *, segment: Callable[..., np.
     probabilities = class_probabilities(outputs["classes"], classes=CLASSES)
     labels = segment(probabilities, *(outputs[name][..., 0] for name in maps))
     return instances_from_labels(labels, 1 - probabilities[..., 0])
+
+
+def drawn_classes(outputs: Mapping[str, np.ndarray]) -> Maps:
+    """Of each class where it is the likeliest, 1 or 0: logits "classes" [..., H, W, K] -> name -> [..., H, W, 1] float32.
+
+    A proxy is never the answer.
+    """
+    likeliest = outputs["classes"][..., :CLASSES].argmax(axis=-1)
+    return _by_name(likeliest, CLASS_NAMES)
+
+
+def true_classes(sample: Sample, names: tuple[str, ...], *, classes: Callable[[np.ndarray], np.ndarray]) -> Maps:
+    """The same of the annotation: name -> [H, W, 1] float32, 0 or 1.
+
+    Args:
+      sample: with labels.
+      names: of `CLASS_NAMES`.
+      classes: labels [H, W] -> [H, W] in 0 to 2.
+    """
+    assert sample.labels is not None
+    return _by_name(classes(topmost(sample.labels)), names)
+
+
+def _by_name(kinds: np.ndarray, names: Sequence[str]) -> Maps:
+    return {name: (kinds == CLASS_NAMES.index(name))[..., None].astype(np.float32) for name in names}

@@ -35,7 +35,7 @@ from jaxcell.models.encoders.se_unet import SEUNetEncoder
 from jaxcell.models.layers import BatchNorm, Conv, NoNorm, Part
 from jaxcell.models.precision import compute_dtype
 from jaxcell.pretrained.sparse_seunet import load_sparse_seunet
-from jaxcell.system import System, chosen
+from jaxcell.system import Planes, System, chosen
 from jaxcell.targets.masks import CROWD_RULES, annotated_pixels, instance_masks
 from jaxcell.targets.overlaps import overlap_map
 from jaxcell.targets.planes import PLANES, semantic_planes
@@ -167,7 +167,7 @@ def build(config: Any) -> System:
                            smoothing=d.smoothing, least_pixels=d.least_pixels)
     return System(model=model, targets=targets, loss=objective, decode=decode_sparse if sparse else decode_dense,
                   divisor=max(m.windows) * 2 ** (m.levels - 1),
-                  planes=partial(plane_probabilities, names=heads) if heads else None,
+                  planes=Planes(partial(plane_probabilities, names=heads), true_planes) if heads else None,
                   load=partial(load_sparse_seunet, heads=heads, windows=tuple(m.windows)))
 
 
@@ -177,6 +177,12 @@ def _instances(m: Any) -> Part:
     return partial(InstanceDecoder, head=head, branch=partial(chosen(BRANCHES, "model.branches", m.branches), depth=m.depth),
                    instance_features=m.instance_features, mask_features=m.mask_features,
                    kernel_features=m.kernel_features or None)
+
+
+def true_planes(sample: Sample, names: tuple[str, ...]) -> Maps:
+    """Some of `PLANES` of an annotated sample: name -> [H, W, 1] float32, 0 or 1."""
+    assert sample.labels is not None
+    return semantic_planes(sample.labels, sample.nuclei, names)
 
 
 def sparse_targets(sample: Sample, rng: np.random.Generator, *, heads: tuple[str, ...], max_cells: int, crowd: Crowd,
