@@ -49,7 +49,7 @@ t98g_HEADS            the heads of Figure 5 on the same data, all with the same 
                           outer_pixelwise               0.699 (0.62 to 0.79)  0.634
                           outer_fgbg                    0.636 (0.53 to 0.73)  0.633
                           outer_fgbg_pixelwise          0.759 (0.66 to 0.85)  0.668
-                      Every interval holds the other values: at this budget nothing can be said for or against the paper's
+                      All intervals overlap: at this budget nothing can be said for or against the paper's
                       ranking. Without pixelwise both kinds of distance lose about 0.06 beside fgbg. The outer distance alone as
                       interior needs a threshold near 0: at the 0.3 of the others cells keep their cores (F1@0.5 0.144); 0.05 was
                       chosen on these very images. With 350 steps the inner distance has not left 0 yet and there are no cells.
