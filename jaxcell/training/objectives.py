@@ -62,8 +62,8 @@ def supervised(system: System, *, loss: Loss | None = None) -> Objective:
 def cross_supervised(system: System, *, weight: float) -> Objective:
     """Two networks learn from the annotated images, and each from the other's predictions of the images without annotation.
 
-    The batch has `unlabelled` [b, H, W, C] beside the annotated images. Terms carry the network's name, those of agreement
-    also "consistency". What one network teaches has no gradient into it.
+    The batch has `unlabelled` [b, H, W, C] beside the annotated images, or, until `config.semi.start_step`, these alone. Terms
+    carry the network's name, those of agreement also "consistency". What one network teaches has no gradient into it.
 
     Args:
       system: with `consistency`.
@@ -86,8 +86,10 @@ def cross_supervised(system: System, *, weight: float) -> Objective:
             keys = jax.random.split(jax.random.fold_in(rng, number))
             outputs, stats = forward(system, params[name], carried.batch_stats[name], batch["image"], keys[0])
             terms |= {f"{name}/{key}": value for key, value in system.loss(outputs, batch).items()}
-            unlabelled[name], new_stats[name] = forward(system, params[name], stats, batch["unlabelled"], keys[1])
-        for name, other in (NETWORKS, NETWORKS[::-1]):
+            new_stats[name] = stats
+            if "unlabelled" in batch:
+                unlabelled[name], new_stats[name] = forward(system, params[name], stats, batch["unlabelled"], keys[1])
+        for name, other in (NETWORKS, NETWORKS[::-1]) if unlabelled else ():
             agreement = consistency(unlabelled[name], jax.lax.stop_gradient(unlabelled[other]))
             terms |= {f"{name}/consistency/{key}": weight * value for key, value in agreement.items()}
         return sum(terms.values()), (terms, carried._replace(batch_stats=new_stats))

@@ -126,6 +126,16 @@ def test_two_networks_teach_each_other_without_gradient_into_the_teacher():
     assert jax.tree.structure(state.predicting["params"]) == jax.tree.structure(fresh.params["first"])
 
 
+def test_two_networks_learn_apart_until_images_without_annotation_come():
+    later = batch()
+    before = {key: value for key, value in later.items() if key != "unlabelled"}
+    state, metrics = run([before, later], objective=cross_supervised(SYSTEM, weight=1.5), networks=NETWORKS)
+    terms = [{key for key in row if key.startswith("loss/")} for row in metrics]
+    assert terms[0] == {f"loss/{name}/fit" for name in NETWORKS}
+    assert terms[1] == terms[0] | {f"loss/{name}/consistency/agree" for name in NETWORKS}
+    assert int(state.step) == 2
+
+
 def test_a_system_without_consistency_cannot_cross():
     import dataclasses
     with pytest.raises(ValueError, match="no"):
