@@ -51,6 +51,17 @@ baby_yeast, baby_yeast_watershed
                       Measured: not yet.
 overlaps, overlaps_watershed
                       the same on synthetic brightfield cells of which many overlap. Measured: not yet.
+original, original_100, original_1000
+                      Tables 5.4 to 5.6 in small: all decoders, of eight annotated synthetic brightfield images alone, and with
+                      100 and 1000 images composed of the same eight in phase contrast (configs/synthesis.py:pairs) and
+                      turned into brightfield by configs/pix2pix.py:synthetic, whose pairs are not annotated.
+                          jaxcell synthesize --config configs/synthesis.py:pairs --out runs/composed/made100 \\
+                              --config.translator=runs/pairs --config.count.train=100
+                          python train.py --config configs/sparse_seunet.py:original_100 --workdir runs/original_100 \\
+                              --config.data.root=runs/composed
+                          python evaluate.py --workdir runs/original_100 --checkpoint=latest \\
+                              --planes=cytoplasm,nuclei,overlap:0.3
+                      Measured: not yet.
 own                   the network of `overlaps` on your own folder:
                           python train.py --config configs/sparse_seunet.py:own --workdir runs/own --config.data.root=DIR
                       DIR holds train/ and val/, or a manifest.csv with splits, or just images and labels (a fifth is held out).
@@ -270,6 +281,19 @@ def _overlaps(c: ml_collections.ConfigDict) -> None:
     c.train.update({"steps": 2000, "log_every": 20, "eval_every": 500, "eval_images": 32, "checkpoint_every": 200, "images": 4})
 
 
+def _original(c: ml_collections.ConfigDict, *, composed: str = "") -> None:
+    """All decoders, of eight annotated images; and of those that `jaxcell synthesize` composed of the same eight."""
+    _overlaps(c)
+    _to_watershed(c, heads=(*FOUR, "overlap"))
+
+    def source(count: int, seed: int) -> dict[str, object]:
+        return {"kind": "synthetic", "modality": "brightfield", "count": count, "size": 256, "seed": seed, "overlap": 0.6}
+
+    made = {"composed": _folder(composed, "train")} if composed else {}
+    c.data.train = ml_collections.ConfigDict({"original": source(8, 1), **made})
+    c.data.val = ml_collections.ConfigDict({"original": source(32, 2)})
+
+
 def _own(c: ml_collections.ConfigDict) -> None:
     _overlaps(c)
     c.data.root = "."
@@ -322,6 +346,9 @@ VARIANTS: dict[str, Callable[[ml_collections.ConfigDict], None]] = {
     "baby_yeast_watershed": _then(_baby_yeast, partial(_to_watershed, heads=("cytoplasm", "border", "background"))),
     "overlaps": _overlaps,
     "overlaps_watershed": _then(_overlaps, partial(_to_watershed, heads=FOUR)),
+    "original": _original,
+    "original_100": partial(_original, composed="made100"),
+    "original_1000": partial(_original, composed="made1000"),
     "own": _own,
     "toy": _toy,
 }

@@ -12,8 +12,10 @@ thesis100, thesis1000 (default)
 t98g                  crowded T98G cells out of sparse ones, in phase contrast:
                           jaxcell synthesize --config configs/synthesis.py:t98g --out runs/crowded \\
                               --config.data.root=../shared/data
-pairs                 phase contrast of exact synthetic pairs, turned into brightfield by a run of configs/pix2pix.py:synthetic:
-                          jaxcell synthesize --config configs/synthesis.py:pairs --out runs/made --config.translator=runs/pairs
+pairs                 1000 images of eight synthetic ones in phase contrast, turned into brightfield by a run of
+                      configs/pix2pix.py:synthetic; what they are worth: configs/sparse_seunet.py, `original`.
+                          jaxcell synthesize --config configs/synthesis.py:pairs --out runs/composed/made1000 \\
+                              --config.translator=runs/pairs
 toy                   seconds on a CPU: for tests.
 """
 
@@ -70,10 +72,11 @@ def _t98g(c: ml_collections.ConfigDict) -> None:
 
 
 def _pairs(c: ml_collections.ConfigDict) -> None:
-    pairs = {"kind": "synthetic", "modality": "pair", "count": 64, "size": 256, "seed": 1}
+    # The eight annotated images of configs/sparse_seunet.py:original, seen in phase contrast.
+    pairs = {"kind": "synthetic", "modality": "pair", "count": 8, "size": 256, "seed": 1, "overlap": 0.6}
     c.data.source = ml_collections.ConfigDict({"pairs": pairs})
-    c.count.update({"train": 100, "val": 8})
-    c.compose.update({"size": 256, "cells": (8, 30), "sigma": 2.0})
+    c.count.update({"train": 1000})
+    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0})
 
 
 def _toy(c: ml_collections.ConfigDict) -> None:
