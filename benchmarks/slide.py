@@ -32,8 +32,9 @@ from benchmarks.report import Row, machine, write
 from benchmarks.worker import read_config
 from jaxcell.data.normalize import fit_normalizer
 from jaxcell.geometry.labels import cell_ids
-from jaxcell.inference.blocks import decode_blocks, plan_blocks
+from jaxcell.inference.blocks import decode_blocks
 from jaxcell.inference.ensemble import merged_blocks, step_of_overlap
+from jaxcell.inference.tiling import plan_blocks
 from jaxcell.systems import build_system
 from jaxcell.training.step import make_apply
 from jaxcell.types import Instances, Sample

@@ -32,9 +32,10 @@ from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.coco import CocoSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
-from jaxcell.inference.blocks import BlockMaps, Window, dense_blocks, predict_image, predict_maps
+from jaxcell.inference.blocks import BlockMaps, dense_blocks, predict_image, predict_maps
 from jaxcell.inference.ensemble import mean_outputs, merged_blocks, step_of_overlap
 from jaxcell.inference.overlap import predict_image_overlapping
+from jaxcell.inference.tiling import Window
 from jaxcell.inference.windows import predict_image_by_windows
 from jaxcell.metrics.analysis import ANALYSES
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES

@@ -19,7 +19,8 @@ import numpy as np
 from scipy.special import expit, logit
 
 from jaxcell.decode.classes import log_sum_exp, softmax
-from jaxcell.inference.blocks import Apply, Box, Maps, Window, plan_blocks, read_region, reflect
+from jaxcell.inference.blocks import Apply, Maps
+from jaxcell.inference.tiling import Box, Window, plan_blocks, read_region, reflect
 
 __all__ = ["BLENDS", "EDGES", "MERGES", "Edge", "Merge", "constant_weights", "gaussian_weights", "mean_outputs", "merged_blocks",
            "plan_windows", "resample", "step_of_overlap"]

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxcell.decode.contours import nms
-from jaxcell.inference.blocks import clip_instances, read_batch
+from jaxcell.inference.seams import clip_instances
+from jaxcell.inference.tiling import Box, read_batch
 from jaxcell.types import Instances
 
 __all__ = ["inside_border", "merge_tiles", "predict_image_overlapping", "tile_slices", "windowed_nms"]
-
-Box = tuple[int, int, int, int]
 
 
 def tile_slices(shape: tuple[int, int], *, crop: tuple[int, int], stride: tuple[int, int]) -> tuple[list[Box], tuple[int, int]]:

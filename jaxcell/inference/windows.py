@@ -20,15 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcell.inference.blocks import (
-    Window,
-    centres_within,
-    place_in_image,
-    plan_tiles,
-    read_batch,
-    seam_duplicates,
-    warn_of_cut_cells,
-)
+from jaxcell.inference.seams import centres_within, place_in_image, seam_duplicates, warn_of_cut_cells
+from jaxcell.inference.tiling import Window, plan_tiles, read_batch
 from jaxcell.types import Instances
 
 __all__ = ["predict_image_by_windows"]

@@ -10,16 +10,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxcell.inference import blocks
-from jaxcell.inference.blocks import (
-    clip_instances,
-    dense_blocks,
-    plan_blocks,
-    plan_tiles,
-    predict_image,
-    read_region,
-    seam_duplicates,
-)
+from jaxcell.inference import seams
+from jaxcell.inference.blocks import dense_blocks, predict_image
+from jaxcell.inference.seams import clip_instances, seam_duplicates
+from jaxcell.inference.tiling import plan_blocks, plan_tiles, read_region
 from jaxcell.types import Instances
 
 DIVISOR = 8
@@ -104,7 +98,7 @@ SETTINGS = [
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize(("shape", "tile", "margin", "block", "halo", "batch"), SETTINGS)
 def test_labels_come_back_bit_by_bit_whatever_the_cut(shape, tile, margin, block, halo, batch, monkeypatch):
-    monkeypatch.setattr(blocks, "SAME_OBJECT", 1.0)     # ownership alone must do; nothing may be left for the removal of twins
+    monkeypatch.setattr(seams, "SAME_OBJECT", 1.0)     # ownership alone must do; nothing may be left for the removal of twins
     labels = label_image(*shape, seed=sum(shape), largest=20)
     network = Network(shape, spoilt=margin)
     found = predict(network, coded(labels), decode=decode, tile=tile, margin=margin, block=block, halo=halo, batch=batch,

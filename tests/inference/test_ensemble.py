@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from jaxcell.decode.classes import class_cells, energy, softmax
 from jaxcell.evaluate import make_predict
-from jaxcell.inference.blocks import predict_image, read_region
+from jaxcell.inference.blocks import predict_image
 from jaxcell.inference.ensemble import (
     BLENDS,
     EDGES,
@@ -27,6 +27,7 @@ from jaxcell.inference.ensemble import (
     resample,
     step_of_overlap,
 )
+from jaxcell.inference.tiling import read_region
 from jaxcell.system import System
 from jaxcell.training.mesh import make_mesh
 from jaxcell.types import Instances
