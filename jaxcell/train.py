@@ -307,8 +307,8 @@ def scheme_of(config: ml_collections.ConfigDict, system: System) -> tuple[Callab
                          "config.semi.batch_size.")
     if semi.scheme == "cross":
         if not config.pretrained and not semi.start_step:
-            print("note: config.semi.start_step=0: networks that begin at random and must agree from the first step on learn each "
-                  "other's first guesses; let them train apart first (half of the steps), or name config.pretrained.", flush=True)
+            print("note: config.semi.start_step=0: networks that begin at random and must agree from the first step on learn "
+                  "each other's first guesses; let them train apart for half of the run, or name config.pretrained.", flush=True)
         return system.targets, cross_supervised(system, weight=semi.weight)
     if semi.scheme == "listen2student":
         if system.teaching is None or not config.train.average_decay:
