@@ -122,6 +122,7 @@ shutil.make_archive("results", "zip", "results")      # download results.zip: la
 PAIRS = """\
 VARIANT = "synthetic"       # of configs/pix2pix.py; "paper" on your own pairs of phase contrast and brightfield
 SYNTHESIS = "pairs"         # of configs/synthesis.py
+COUNT = 100                 # images to compose
 STEPS = 400
 MINUTES = 15"""
 
@@ -147,6 +148,7 @@ from configs.synthesis import get_config as get_synthesis
 from jaxcell.synthesize import synthesize
 
 synthesis = get_synthesis(SYNTHESIS)
+synthesis.count.train = COUNT
 print("as composed:", synthesize(synthesis, "composed"))
 synthesis.translator = "pairs"
 print("made into brightfield:", synthesize(synthesis, "made"))"""

@@ -262,7 +262,7 @@ def _baby_yeast(c: ml_collections.ConfigDict) -> None:
     train, val = (_folder("baby_yeast", split, "budding yeast") for split in ("train", "val"))
     c.data.train = ml_collections.ConfigDict({"baby_yeast": train | {"except_every": 8}})
     c.data.val = ml_collections.ConfigDict({"later": train | {"every": 8}, "other_trap": val})
-    c.data.update({"channels": 5, "augment": "free", "crop": 96, "batch_size": 4, "reject_empty": 0.9})
+    c.data.update({"channels": 5, "augment": "sparse_seunet_paste", "crop": 96, "batch_size": 4, "reject_empty": 0.9})
     c.model.queries = c.targets.max_cells = 16
     c.inference.update({"tile": 128, "margin": 32, "block": 512, "halo": 64, "batch": 1})
     c.train.update({"steps": 1200, "log_every": 20, "eval_every": 400, "eval_images": 3, "checkpoint_every": 200, "images": 3})

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
-TINY = {"VARIANT": '"toy"', "SYNTHESIS": '"toy"', "STEPS": "2", "MINUTES": "5", "DATA": '""'}
+TINY = {"VARIANT": '"toy"', "SYNTHESIS": '"toy"', "COUNT": "2", "STEPS": "2", "MINUTES": "5", "DATA": '""'}
 
 
 def shrunken(source: str) -> str:
