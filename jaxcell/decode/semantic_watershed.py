@@ -57,7 +57,8 @@ def decode_planes(outputs: Mapping[str, np.ndarray], *, threshold: float = 0.5, 
     """The cells of one region by a watershed of the distance to the edge of what is cell and no border.
 
     Args:
-      outputs: logits [H, W, 1]: cytoplasm, and, where the network draws them, border and nuclei.
+      outputs: logits [H, W, 1]: cytoplasm (of a network without it, nuclei: they are the cells then), and, where the network draws
+        them, border and nuclei.
       threshold: of probabilities, in (0, 1).
       markers: an entry of `MARKERS`.
       prominence: of peaks of the distance, pixels.
@@ -66,7 +67,7 @@ def decode_planes(outputs: Mapping[str, np.ndarray], *, threshold: float = 0.5, 
       least_pixels: smaller cells are dropped.
 
     Returns:
-      Instances without overlaps; their scores are the mean probability of cytoplasm.
+      Instances without overlaps; their scores are the mean probability of cytoplasm, or of nuclei without it.
 
     Raises:
       ValueError: another word as `markers`, or nuclei that are not there.
@@ -76,16 +77,17 @@ def decode_planes(outputs: Mapping[str, np.ndarray], *, threshold: float = 0.5, 
     if markers not in MARKERS:
         raise ValueError(f"decode_planes: markers={markers!r} is unknown; known are {', '.join(MARKERS)}.")
     names = [name for name in ("cytoplasm", "border", "nuclei") if name in outputs]
+    cell = "cytoplasm" if "cytoplasm" in names else "nuclei"
     planes = {name: value[..., 0] for name, value in plane_probabilities(outputs, names=names).items()}
     above = {name: value > threshold for name, value in planes.items()}
-    inside = above["cytoplasm"]
+    inside = above[cell]
     core = inside & ~above["border"] if "border" in above else inside
     depth = ndimage.gaussian_filter(_depth(core), smoothing) if smoothing else _depth(core)
     nuclei = above["nuclei"] & inside if "nuclei" in above else None
     found = MARKERS[markers](depth, nuclei, prominence=prominence, radius=radius) & inside
     numbered, _ = ndimage.label(found, np.ones((3, 3)))
     labels = remove_small(seeded_watershed(-depth, numbered.astype(np.int32), inside), least_pixels)
-    return instances_from_labels(relabel(labels), planes["cytoplasm"])
+    return instances_from_labels(relabel(labels), planes[cell])
 
 
 def _depth(inside: np.ndarray) -> np.ndarray:

@@ -131,16 +131,16 @@ def build(config: Any) -> System:
     """Assembles the system from `config.model`, `.targets`, `.loss` and `.decode`.
 
     Raises:
-      ValueError: a part's name or a head is unknown; more cells than queries; or a network without instances and cytoplasm, from
-        which nothing can be decoded.
+      ValueError: a part's name or a head is unknown; more cells than queries; or a network without instances, cytoplasm and
+        nuclei, from which nothing can be decoded.
     """
     m, t, loss, d = config.model, config.targets, config.loss, config.decode
     heads, sparse = tuple(m.heads), m.branches != "none"
     for head in heads:
         chosen(PLANES, "model.heads", head)
-    if not sparse and not heads:
-        raise ValueError("config.model has neither heads nor branches: the network would have no outputs. Name heads such as "
-                         "('cytoplasm',), or set config.model.branches to single or multi.")
+    if not sparse and not {"cytoplasm", "nuclei"} & set(heads):
+        raise ValueError(f"config.model.heads={heads} without branches: cells are decoded from cytoplasm, or from nuclei. Add one "
+                         "of these heads, or set config.model.branches to single or multi.")
     if sparse and t.max_cells > m.queries:
         raise ValueError(f"config.targets.max_cells={t.max_cells} with config.model.queries={m.queries}: each cell needs a query "
                          "of its own. Lower the first or raise the second.")

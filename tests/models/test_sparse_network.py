@@ -136,12 +136,16 @@ def test_every_variant_is_a_system():
         assert config.data.crop % system.divisor == config.inference.tile % system.divisor == 0
         assert 2 * config.inference.margin % system.divisor == 0
         assert (config.inference.mode == "windows") == (config.model.branches != "none")
+        if config.model.branches == "none":     # which head its cells come from differs
+            maps = {name: np.full((64, 64, 1), -5.0, np.float32) for name in config.model.heads}
+            maps[config.model.heads[0]][8:24, 8:24] = 5.0
+            assert len(system.decode(maps)) == 1
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"model.heads": ("nucleus",)}, "model.heads='nucleus' is unknown; known are background"),
     ({"targets.max_cells": 17}, "max_cells=17 with config.model.queries=16"),
-    ({"model.branches": "none", "model.heads": ()}, "neither heads nor branches"),
+    ({"model.branches": "none", "model.heads": ()}, "without branches: cells are decoded from cytoplasm"),
     ({"model.activation": "tanh"}, "known are sigmoid, softmax"),
 ])
 def test_what_does_not_fit_is_refused(change, message):
