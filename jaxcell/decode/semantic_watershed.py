@@ -57,8 +57,8 @@ def decode_planes(outputs: Mapping[str, np.ndarray], *, threshold: float = 0.5, 
     """The cells of one region by a watershed of the distance to the edge of what is cell and no border.
 
     Args:
-      outputs: logits [H, W, 1]: cytoplasm (of a network without it, nuclei: they are the cells then), and, where the network draws
-        them, border and nuclei.
+      outputs: logits [H, W, 1]: cytoplasm, and, where the network draws them, border and nuclei. Without cytoplasm the nuclei
+        are the cells.
       threshold: of probabilities, in (0, 1).
       markers: an entry of `MARKERS`.
       prominence: of peaks of the distance, pixels.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BFLOAT16, "I64": "int64", "I32": "int32", "I16": "int16",
     "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }
+_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)     # how files of PyTorch before 1.6 begin
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -33,8 +35,8 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     """The state dict in a checkpoint file: name -> array.
 
     Args:
-      path: a file of `torch.save` (zip format, PyTorch 1.6 or later), of safetensors or of `numpy.savez`; told by content. The
-        state dict may sit in a container under "state_dict", "model_state_dict" or "model", and its names may all start with
+      path: a file of `torch.save` (also of PyTorch before 1.6), of safetensors or of `numpy.savez`; told by content. The state
+        dict may sit in a container under "state_dict", "model_state_dict" or "model", and its names may all start with
         "module." (left off).
 
     Returns:
@@ -47,9 +49,11 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
-            tensors = _TensorUnpickler(archive, pickles[0], path).load() if pickles else _read_npz(path)
+            tensors = _read_zip(archive, pickles[0], path) if pickles else _read_npz(path)
     else:
-        tensors = _read_safetensors(path)
+        with path.open("rb") as file:
+            legacy = file.read(len(_LEGACY)) == _LEGACY
+        tensors = _read_legacy(path) if legacy else _read_safetensors(path)
     tensors = _state_dict(tensors, path)
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
@@ -78,16 +82,23 @@ def _as_array(data: bytes, dtype: str, order: Literal["<", ">"] = "<") -> np.nda
     return np.frombuffer(data, np.dtype(dtype).newbyteorder(order)).astype(dtype, copy=False)
 
 
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == _BFLOAT16 else np.dtype(dtype).itemsize
+
+
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles tensors, ordered dicts and built-in containers; every other global is refused by its name."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str, path: Path) -> None:
-        super().__init__(archive.open(name))
-        self._archive, self._path = archive, path
-        self._root = name.removesuffix("data.pkl")
-        order = f"{self._root}byteorder"
-        self._order: Literal["<", ">"] = ">" if order in archive.namelist() and archive.read(order) == b"big" else "<"
-        self._storages: dict[str, np.ndarray] = {}
+    def __init__(self, file: IO[bytes], path: Path, storage: Callable[..., np.ndarray]) -> None:
+        """Reads one pickle.
+
+        Args:
+          file: at its beginning.
+          path: for messages.
+          storage: (dtype, key, and what else the file says of it) -> flat array.
+        """
+        super().__init__(file)
+        self._path, self._storage = path, storage
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -98,16 +109,13 @@ class _TensorUnpickler(pickle.Unpickler):
         }
         if (module, name) in allowed:
             return allowed[module, name]
-        if module == "torch" and name in _STORAGES:
+        if module in ("torch", "torch.cuda") and name in _STORAGES:
             return _STORAGES[name]
         raise ValueError(f"{self._path}: the file asks for {module}.{name}; only tensors and plain containers are read, because "
                          "anything else could run code. Save model.state_dict() instead of the model.")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        _, dtype, key = pid[:3]
-        if key not in self._storages:
-            self._storages[key] = _as_array(self._archive.read(f"{self._root}data/{key}"), dtype, self._order)
-        return self._storages[key]
+        return self._storage(*pid[1:])
 
     def _tensor(self, storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
         """A view into a storage, after checking that it stays inside."""
@@ -120,6 +128,62 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def _parameter(self, data: np.ndarray, *_: Any) -> np.ndarray:
         return data
+
+
+def _read_zip(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
+    """What PyTorch 1.6 and later write: a pickle, and a file for each storage beside it."""
+    root = name.removesuffix("data.pkl")
+    order: Literal["<", ">"] = "<"
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big":
+        order = ">"
+
+    @functools.cache
+    def stored(dtype: str, key: str) -> np.ndarray:
+        return _as_array(archive.read(f"{root}data/{key}"), dtype, order)
+
+    with archive.open(name) as file:
+        return _TensorUnpickler(file, path, lambda dtype, key, *_: stored(dtype, key)).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    """What PyTorch before 1.6 wrote: five pickles (magic number, version, machine, content, keys), then the storages.
+
+    The content is unpickled twice: to learn the storages' types, which stand only there, and with what they hold.
+    """
+    size, dtypes = path.stat().st_size, dict[str, str]()
+
+    def plain(file: IO[bytes]) -> Any:
+        return _TensorUnpickler(file, path, dtypes.__getitem__).load()
+
+    def announced(dtype: str, key: str, _: str, count: int, view: Any = None) -> np.ndarray:
+        if not 0 <= count * _itemsize(dtype) <= size or view is not None:
+            raise _damaged(path)
+        dtypes[key] = dtype
+        return np.zeros(count, np.uint8)
+
+    with path.open("rb") as file:
+        plain(file), plain(file)
+        order: Literal["<", ">"] = "<" if plain(file)["little_endian"] else ">"
+        start = file.tell()
+        _TensorUnpickler(file, path, announced).load()
+        storages = {}
+        for key in plain(file):
+            count = int(np.frombuffer(_read_exactly(file, 8, path), f"{order}i8")[0])
+            storages[key] = _as_array(_read_exactly(file, count * _itemsize(dtypes[key]), path), dtypes[key], order)
+        file.seek(start)
+        return _TensorUnpickler(file, path, lambda _, key, *__: storages[key]).load()
+
+
+def _read_exactly(file: IO[bytes], count: int, path: Path) -> bytes:
+    data = file.read(count) if count >= 0 else b""
+    if len(data) != count:
+        raise _damaged(path)
+    return data
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path}: the file is not as long as it says, or holds views that are not read; fetch it again, or load it "
+                      "with PyTorch and save it anew.")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -135,8 +199,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     if size > len(content) - 8 or content[8:9] != b"{":
-        raise ValueError(f"{path}: neither a zip file of torch.save or numpy.savez nor safetensors. Files of PyTorch before 1.6 "
-                         "must be loaded and saved again with a newer one.")
+        raise ValueError(f"{path}: neither a file of torch.save or numpy.savez nor safetensors; fetch it again, or save the "
+                         "weights in one of these formats.")
     header = json.loads(content[8:8 + size])
     tensors = {}
     for name, entry in header.items():

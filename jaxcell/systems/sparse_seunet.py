@@ -139,8 +139,8 @@ def build(config: Any) -> System:
     for head in heads:
         chosen(PLANES, "model.heads", head)
     if not sparse and not {"cytoplasm", "nuclei"} & set(heads):
-        raise ValueError(f"config.model.heads={heads} without branches: cells are decoded from cytoplasm, or from nuclei. Add one "
-                         "of these heads, or set config.model.branches to single or multi.")
+        raise ValueError(f"config.model.heads={heads} without branches: cells are decoded from cytoplasm, or from nuclei. Add "
+                         "one of these heads, or set config.model.branches to single or multi.")
     if sparse and t.max_cells > m.queries:
         raise ValueError(f"config.targets.max_cells={t.max_cells} with config.model.queries={m.queries}: each cell needs a query "
                          "of its own. Lower the first or raise the second.")

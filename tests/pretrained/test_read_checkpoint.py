@@ -59,7 +59,7 @@ def torch_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch", fake)
     monkeypatch.setitem(sys.modules, "torch._utils", utils)
 
-    def save(content: object, byteorder: str = "little") -> Path:
+    def save(content: object, byteorder: str = "little", *, legacy: bool = False) -> Path:
         storages: dict[str, Storage] = {}
 
         class Pickler(pickle.Pickler):
@@ -67,11 +67,18 @@ def torch_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 if not isinstance(obj, Storage):
                     return None
                 storages[obj.key] = obj
-                return "storage", getattr(fake, obj.kind), obj.key, "cpu", obj.count
+                return ("storage", getattr(fake, obj.kind), obj.key, "cpu", obj.count) + ((None,) if legacy else ())
 
         buffer = io.BytesIO()
         Pickler(buffer, protocol=2).dump(content)
         path = tmp_path / "checkpoint.pt"
+        if legacy:
+            facts = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": byteorder == "little"})
+            keys = sorted(storages)
+            counts = [storages[key].count.to_bytes(8, byteorder) + storages[key].data for key in keys]
+            head = b"".join(pickle.dumps(fact, 2) for fact in facts)
+            path.write_bytes(b"".join([head, buffer.getvalue(), pickle.dumps(keys, 2), *counts]))
+            return path
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", buffer.getvalue())
             archive.writestr("archive/byteorder", byteorder)
@@ -82,7 +89,8 @@ def torch_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return save
 
 
-def test_tensors_of_every_kind(torch_save):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_of_every_kind(torch_save, legacy):
     weights = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     shared = Storage("FloatStorage", "9", weights.tobytes(), 24)
     content = OrderedDict(
@@ -92,7 +100,7 @@ def test_tensors_of_every_kind(torch_save):
         brain=Tensor(Storage("BFloat16Storage", "4", np.asarray([0x3FC0, 0xC000], np.uint16).tobytes(), 2), 0, (2,), (1,)),
         empty=Tensor(Storage("FloatStorage", "5", b"", 0), 0, (0, 4), (4, 1)))
     content._metadata = OrderedDict([("", {"version": 1})])     # what Module.state_dict() attaches
-    arrays = read_checkpoint(torch_save(content))
+    arrays = read_checkpoint(torch_save(content, legacy=legacy))
     assert list(arrays) == list(content)
     np.testing.assert_array_equal(arrays["whole"], weights)
     np.testing.assert_array_equal(arrays["transposed"], weights.transpose(2, 1, 0))
@@ -103,9 +111,11 @@ def test_tensors_of_every_kind(torch_save):
     assert arrays["half"].dtype == np.float16 and arrays["flags"].dtype == bool and arrays["empty"].shape == (0, 4)
 
 
-def test_big_endian_files(torch_save):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_big_endian_files(torch_save, legacy):
     array = np.asarray([1.0, 2.5], ">f4")
-    path = torch_save({"a": Tensor(Storage("FloatStorage", "0", array.tobytes(), 2), 0, (2,), (1,))}, byteorder="big")
+    content = {"a": Tensor(Storage("FloatStorage", "0", array.tobytes(), 2), 0, (2,), (1,))}
+    path = torch_save(content, byteorder="big", legacy=legacy)
     np.testing.assert_array_equal(read_checkpoint(path)["a"], np.asarray([1.0, 2.5], np.float32))
 
 
@@ -116,6 +126,13 @@ def test_containers_and_prefixes(torch_save, wrap):
     assert list(arrays) == ["conv.weight"]
 
 
+def test_a_truncated_file_of_old_pytorch_is_refused(torch_save):
+    path = torch_save({"a": tensor(np.ones(8, np.float32), "0")}, legacy=True)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="not as long as it says"):
+        read_checkpoint(path)
+
+
 class Attack:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,8 +141,9 @@ class Attack:
         return os.mkdir, (str(self.path),)
 
 
-def test_anything_else_is_refused_by_name_and_not_run(torch_save, tmp_path):
-    path = torch_save({"a": Attack(tmp_path / "owned")})
+@pytest.mark.parametrize("legacy", [False, True])
+def test_anything_else_is_refused_by_name_and_not_run(torch_save, tmp_path, legacy):
+    path = torch_save({"a": Attack(tmp_path / "owned")}, legacy=legacy)
     with pytest.raises(ValueError, match=r"asks for \w+\.mkdir; only tensors"):
         read_checkpoint(path)
     assert not (tmp_path / "owned").exists()
@@ -164,7 +182,7 @@ def test_npz(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match="neither a zip file"):
+    with pytest.raises(ValueError, match="neither a file of torch.save"):
         read_checkpoint(tmp_path / "old.pth")
     np.savez(tmp_path / "objects.npz", a=np.asarray([object()]))
     with pytest.raises(ValueError, match="plain arrays"):
