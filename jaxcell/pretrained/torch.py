@@ -152,8 +152,11 @@ def _read_legacy(path: Path) -> Any:
     """
     size, dtypes = path.stat().st_size, dict[str, str]()
 
+    def unexpected(*_: Any) -> np.ndarray:
+        raise _damaged(path)
+
     def plain(file: IO[bytes]) -> Any:
-        return _TensorUnpickler(file, path, dtypes.__getitem__).load()
+        return _TensorUnpickler(file, path, unexpected).load()
 
     def announced(dtype: str, key: str, _: str, count: int, view: Any = None) -> np.ndarray:
         if not 0 <= count * _itemsize(dtype) <= size or view is not None:
