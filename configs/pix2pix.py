@@ -66,8 +66,9 @@ def _paper() -> ml_collections.ConfigDict:
     c.inference = ml_collections.ConfigDict()
     c.inference.mode = "blocks"
     c.inference.tile = 512
-    c.inference.margin = 0              # the thesis' parts do not overlap; 64 hides their seams
+    c.inference.margin = 0              # the thesis' parts do not overlap; a tile of 1024 with a margin of 256 hides their seams
     c.inference.batch = 1
+    c.inference.noise = True            # drop features in prediction too, as the thesis and the reference; repeatable
 
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.01
@@ -75,7 +76,8 @@ def _paper() -> ml_collections.ConfigDict:
     c.optimizer.b2 = 0.999
     c.optimizer.schedule = {"name": "constant", "base": 2e-4}
 
-    c.train.inception = ""              # weights (pt_inception-2015-12-05-6726825d.pth) to report the Fréchet inception distance
+    # pt_inception-2015-12-05-6726825d.pth: report the Fréchet inception distance; a workdir: one in what that network sees
+    c.train.features = ""
     c.train.steps = 200_000
     c.train.eval_every = 5000
     c.train.eval_images = 32

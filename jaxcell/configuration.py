@@ -17,8 +17,8 @@ __all__ = ["common_config", "load_changed_config", "load_config", "read_command_
 
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
 FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
-        "train.profile", "data.root", "data.workers", "data.prefetch", "data.cache_gb", "data.disk_cache", "inference.",
-        "decode.")
+        "train.features", "train.profile", "data.root", "data.workers", "data.prefetch", "data.cache_gb", "data.disk_cache",
+        "inference.", "decode.")
 
 # Keys that came after the first version, and what every run did before it had them.
 ADDED: Mapping[str, Mapping[str, Any]] = {

@@ -50,6 +50,7 @@ from jaxcell.training.compile_cache import use_compile_cache
 from jaxcell.training.log import quiet_libraries
 from jaxcell.training.mesh import make_mesh, shard_batch, unused_accelerators
 from jaxcell.training.step import make_apply
+from jaxcell.translate import image_scorer, load_translator
 from jaxcell.types import Instances, Sample
 
 __all__ = ["coco_names", "iterate", "load_planes", "load_predictor", "make_planes", "make_predict", "open_truth", "score_planes",
@@ -72,7 +73,13 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
       apply: of `make_apply`; compiled once for `config.inference.tile`, whatever the image's size.
       mesh: tiles are shared out over its devices.
       partners: further networks, images -> outputs with the same keys; the mean of all is decoded.
+
+    Raises:
+      ValueError: an unknown mode, or a system that makes images.
     """
+    if system.draw is not None:
+        raise ValueError(f"config.system={config.system!r} makes images, not cells; make them with `jaxcell synthesize`, and "
+                         "segment by another system.")
     options = config.inference
     batch = -(-options.batch // mesh.size) * mesh.size
     makers = _map_makers(options)
@@ -380,6 +387,11 @@ def run() -> None:
         config = load_changed_config(options.workdir, rest)
         source = truth if truth is not None else open_source(config.data.val, root=config.data.root, cache_gb=0.0,
                                                              unreadable=config.data.unreadable)
+        if build_system(config).draw is not None:
+            write_distances(image_scorer(config)(
+                load_translator(options.workdir, checkpoint=options.checkpoint, config=config),
+                iterate(source, modality=options.modality), pictures=out / "pictures", picture_count=options.pictures), out)
+            return
         predict = load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
         report = score_samples(predict, iterate(source, modality=options.modality), pictures=out / "pictures",
                                picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes], limits=limits,
@@ -389,6 +401,14 @@ def run() -> None:
             write_planes(score_planes(draw, iterate(source, modality=options.modality), truth=planes.truth,
                                       thresholds=_thresholds(options.planes)), out)
     write_report(report, out)
+
+
+def write_distances(scores: Mapping[str, float], out: Path) -> None:
+    """Writes images.json into `out`, how far made images are from real ones, and prints it; see `score_images`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "images.json").write_text(json.dumps(scores, indent=1) + "\n")
+    print(", ".join(f"{name} {value:.5g}" for name, value in scores.items()))
+    print(f"written to {out}: images.json, pictures")
 
 
 def load_planes(workdir: Path, *, checkpoint: str, config: Any

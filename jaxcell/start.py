@@ -87,7 +87,8 @@ def trained_state(config: ml_collections.ConfigDict, system: System, workdir: st
 def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> TrainState:
     """The state with the parameters and statistics of a published checkpoint, or of the best of earlier runs.
 
-    Each of several networks takes what is there for it and keeps its own beginning where the checkpoint says nothing.
+    Each of several networks takes what is there for it and keeps its own beginning where the checkpoint says nothing. A
+    published file is of the network that predicts: the one that training sets against it keeps its beginning.
 
     Args:
       state: of this network; its step, optimizer state and rng stay.
@@ -119,11 +120,12 @@ def started_from(state: TrainState, system: System, start: str, mesh: Mesh) -> T
     else:
         published = read_keras(start) if is_keras(start) else read_checkpoint(start)
         load = partial(system.load, published)
-        variables = {name: jax.device_put(load(values), replicated(mesh)) for name, values in own.items()}
+        taking = list(own)[:1] if system.adversary is not None else list(own)
+        variables = dict(own) | {name: jax.device_put(load(own[name]), replicated(mesh)) for name in taking}
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (variables, own)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"config.pretrained={start!r} is of another network; use the config.model that it was trained with.")
-    if len(own) > 1 and _all_equal(list(variables.values())):
+    if len(own) > 1 and system.adversary is None and _all_equal(list(variables.values())):
         raise ValueError(f"config.pretrained={start!r} is one whole network: both of config.semi.scheme='cross' would begin, and "
                          "stay, alike. Start from an encoder alone, from a run of two networks, or take the scheme 'none'.")
     return with_networks(state, variables)

@@ -97,7 +97,7 @@ class System:
         (higher is less sure; what the unit is, the system says), or None.
       adversary: a second network that training sets against the first, or None.
       draw: host; (outputs, with any leading axes) -> image [..., H, W, C] in [0, 1], for systems that make images; their
-        `decode` refuses. None for systems that find cells.
+        `decode` refuses, and their model takes `noise`, a bool. None for systems that find cells.
     """
 
     model: nn.Module

@@ -56,7 +56,7 @@ from jaxcell.training.objectives import Objective, cross_supervised, supervised
 from jaxcell.training.semi import make_teacher
 from jaxcell.training.state import TrainState, parameter_count, state_digest
 from jaxcell.training.step import descending, make_apply, make_train_step
-from jaxcell.translate import load_features, make_translate, score_images
+from jaxcell.translate import image_scorer, make_translate
 from jaxcell.types import Sample
 
 __all__ = ["train"]
@@ -275,12 +275,11 @@ class Judge(NamedTuple):
 def make_judge(system: System, apply: Callable[..., Any], mesh: Mesh, config: ml_collections.ConfigDict) -> Judge:
     """F1 of cells, or the mean absolute error of systems that make images."""
     if system.draw is not None:
-        translate = make_translate(system, apply, mesh, config)
-        features = load_features(config.train.inception) if config.train.inception else None
+        translate = make_translate(system, mesh, config)
+        score = image_scorer(config)
 
         def distances(variables: Any, samples: Iterable[Sample], pictures: Path) -> dict[str, float]:
-            scores = score_images(partial(translate, variables), samples, normalize=dict(config.data.normalize),
-                                  features=features, pictures=pictures, picture_count=config.train.images)
+            scores = score(partial(translate, variables), samples, pictures=pictures, picture_count=config.train.images)
             return {f"val/{name}": value for name, value in scores.items()}
 
         return Judge("val/l1", "mean absolute error", distances, more_is_better=False)

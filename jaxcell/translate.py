@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,26 +31,46 @@ from jaxcell.training.mesh import make_mesh, shard_batch
 from jaxcell.training.step import make_apply
 from jaxcell.types import Sample
 
-__all__ = ["load_features", "load_translator", "make_translate", "score_images"]
+__all__ = ["Features", "image_scorer", "load_features", "load_translator", "make_translate", "score_images"]
 
 Translate = Callable[[Any, np.ndarray], np.ndarray]
-Features = Callable[[np.ndarray], np.ndarray]
 
 
-def make_translate(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any
-                   ) -> Translate:
+class Features(NamedTuple):
+    """What a Fréchet distance compares.
+
+    Attributes:
+      name: of the distance, "fid" only for that of Inception.
+      of: planes [n, H, W] in [0, 1] -> feature vectors [n, D].
+    """
+
+    name: str
+    of: Callable[[np.ndarray], np.ndarray]
+
+
+def make_translate(system: System, mesh: Mesh, config: Any) -> Translate:
     """(variables, image [H, W, C] as stored) -> what the network makes of it, [H, W, K] float32 in [0, 1].
 
+    The planes that are shown come first. With `config.inference.noise` features are dropped at random, by a seed that is drawn
+    from the image itself: another image gets other noise, the same image always the same.
+
     Raises:
-      ValueError: the system finds cells instead of making images.
+      ValueError: the system finds cells instead of making images; or an image without the planes that are shown.
     """
     options, draw = config.inference, system.draw
     if draw is None:
         raise ValueError(f"config.system={config.system!r} finds cells and makes no images; name a run of pix2pix.")
+    apply = _make_noisy_apply(system.model, noise=options.noise)
 
     def translate(variables: Any, image: np.ndarray) -> np.ndarray:
+        if image.shape[2] < config.model.inputs:
+            raise ValueError(f"an image of shape {image.shape} for a network that is shown {config.model.inputs} planes; give it "
+                             "these planes, in the order of training.")
+        key, numbers = jax.random.key(zlib.crc32(image.tobytes())), itertools.count()
+
         def network(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
-            return {"image": draw(jax.device_get(apply(variables, shard_batch({"image": tiles}, mesh)["image"])))}
+            shown = shard_batch({"image": tiles}, mesh)["image"]
+            return {"image": draw(jax.device_get(apply(variables, shown, jax.random.fold_in(key, next(numbers)))))}
 
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=image.shape[2])
         maps = partial(dense_blocks, tile=options.tile, margin=options.margin)
@@ -57,35 +80,45 @@ def make_translate(system: System, apply: Callable[[Any, jax.Array], Mapping[str
     return translate
 
 
-def load_translator(workdir: str | Path, *, checkpoint: str = "best") -> Callable[[np.ndarray], np.ndarray]:
+def _make_noisy_apply(model: nn.Module, *, noise: bool) -> Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]]:
+    """The network in eval mode, but for its noise: (variables, image [B, H, W, C], key) -> outputs."""
+    return jax.jit(lambda variables, image, key: model.apply(variables, image, False, noise=noise, rngs={"dropout": key}),
+                   compiler_options=compiler_options())
+
+
+def load_translator(workdir: str | Path, *, checkpoint: str = "best", config: Any = None) -> Callable[[np.ndarray], np.ndarray]:
     """The trained network of a workdir as one function; see `make_translate`.
 
     Args:
       workdir: of the run.
       checkpoint: "best" by validation, or "latest".
+      config: a changed copy of the run's config; None for the run's own.
     """
-    config = load_config(workdir)
+    config = load_config(workdir) if config is None else config
     system, mesh = build_system(config), make_mesh()
-    translate = make_translate(system, make_apply(system.model), mesh, config)
+    translate = make_translate(system, mesh, config)
     variables = trained_state(config, system, workdir, mesh, checkpoint=checkpoint)[0].predicting
     return lambda image: translate(variables, image)
 
 
 def score_images(translate: Callable[[np.ndarray], np.ndarray], samples: Iterable[Sample], *, normalize: Mapping[str, Any],
-                 features: Features | None = None, pictures: Path | None = None, picture_count: int = 0) -> dict[str, float]:
+                 planes: Sequence[int] | None = None, features: Features | None = None, pictures: Path | None = None,
+                 picture_count: int = 0) -> dict[str, float]:
     """How far what a network makes is from what is real.
 
     Args:
       translate: image as stored [H, W, C] -> [H, W, K] in [0, 1]; its last K planes are what should be made.
       samples: images of C planes.
       normalize: of `fit_normalizer`.
-      features: of planes, such as `load_features` gives; None leaves the Fréchet distance out.
+      planes: of the samples' images, in the order of training; None: all as they are.
+      features: what a Fréchet distance compares, see `load_features`; None leaves it out.
       pictures: folder for the first `picture_count`: what is shown, what is made of it, and what is real.
       picture_count: how many of them to draw.
 
     Returns:
-      "l1": mean absolute error over all pixels, as a share of the full range; and with features "fid": Fréchet distance between
-      the made planes and the real ones, each an image by itself. It needs thousands of planes to mean the same as elsewhere.
+      "l1": mean absolute error over all pixels, as a share of the full range; and with features, under their name, the Fréchet
+      distance between the made planes and the real ones, each an image by itself. It needs thousands of planes to mean the same
+      as elsewhere.
 
     Raises:
       ValueError: no samples.
@@ -93,35 +126,71 @@ def score_images(translate: Callable[[np.ndarray], np.ndarray], samples: Iterabl
     total, count = 0.0, 0
     seen: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for number, sample in enumerate(samples):
-        made = translate(sample.image)
-        whole = fit_normalizer(sample.image, dict(normalize), channels=sample.image.shape[2])(sample.image)
+        image = sample.image if planes is None else sample.image[..., list(planes)]
+        made = translate(image)
+        whole = fit_normalizer(image, dict(normalize), channels=image.shape[2])(image)
         shown, real = np.split(whole, [whole.shape[2] - made.shape[2]], axis=2)
         total, count = total + float(np.abs(made - real).sum()), count + real.size
         if features is not None:
-            for found, image in zip(seen, (made, real), strict=True):
-                found.append(features(np.moveaxis(image, -1, 0)))
+            for found, side in zip(seen, (made, real), strict=True):
+                found.append(features.of(np.moveaxis(side, -1, 0)))
         if pictures is not None and number < picture_count:
             row = np.concatenate([*np.moveaxis(shown, -1, 0), *np.moveaxis(made, -1, 0), *np.moveaxis(real, -1, 0)], axis=1)
             viz.save_png(pictures / f"{sample.name}.png", np.repeat((255 * np.clip(row, 0, 1)).astype(np.uint8)[..., None], 3, 2))
     if not count:
         raise ValueError("score_images: no samples to score; the data source is empty.")
-    distance = {} if features is None else {"fid": frechet_distance(*map(feature_statistics, seen))}
+    distance = {} if features is None else {features.name: frechet_distance(*map(feature_statistics, seen))}
     return {"l1": total / count} | distance
 
 
-def load_features(path: str | Path) -> Features:
-    """What Inception-v3 sees in planes, for the Fréchet inception distance: [n, H, W] in [0, 1] -> [n, 2048].
-
-    Args:
-      path: pt_inception-2015-12-05-6726825d.pth, the weights that the distance is defined with.
+def image_scorer(config: Any) -> Callable[..., dict[str, float]]:
+    """`score_images` with what a config says: normalisation, planes, and the features of `config.train.features`.
 
     Raises:
-      ValueError: other weights.
-
-    Source: Heusel et al. 2017; the thesis, section 5.6. A plane is repeated to the three that the network expects.
+      ValueError: see `load_features`.
     """
+    return partial(score_images, normalize=dict(config.data.normalize), planes=tuple(config.data.planes) or None,
+                   features=load_features(config.train.features) if config.train.features else None)
+
+
+def load_features(path: str | Path) -> Features:
+    """What a network sees in planes, for a Fréchet distance of images.
+
+    Args:
+      path: pt_inception-2015-12-05-6726825d.pth, the weights that the Fréchet inception distance is defined with; or the
+        workdir of a run whose network says something of every pixel. Then the features are mean and standard deviation of each
+        of its dense maps over the image, and the distance has another unit: compare it within one such network only.
+
+    Raises:
+      ValueError: other weights, or a run without dense maps of the image.
+
+    Source: Heusel et al. 2017; the thesis, section 5.6. A plane is repeated to the three that Inception expects.
+    """
+    if Path(path).is_dir():
+        return Features("frechet", _seen_by_run(path))
     network = InceptionV3()
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     variables = jax.device_put(load_inception(read_checkpoint(path), shapes))
     apply = jax.jit(network.apply, compiler_options=compiler_options())
-    return lambda planes: np.asarray(apply(variables, np.repeat(planes[..., None], 3, axis=-1)))
+    return Features("fid", lambda planes: np.asarray(apply(variables, np.repeat(planes[..., None], 3, axis=-1))))
+
+
+def _seen_by_run(workdir: str | Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Planes [n, H, W] in [0, 1] -> [n, D] of a trained network's dense maps; sides are cut to multiples of its divisor."""
+    config = load_config(workdir)
+    system, mesh = build_system(config), make_mesh()
+    variables = trained_state(config, system, workdir, mesh)[0].predicting
+    apply, channels, normalize = make_apply(system.model), config.data.channels, dict(config.data.normalize)
+
+    def seen(planes: np.ndarray) -> np.ndarray:
+        height, width = (side // system.divisor * system.divisor for side in planes.shape[1:])
+        cut = planes[:, :height, :width, None]
+        images = np.stack([fit_normalizer(plane, normalize, channels=channels)(plane) for plane in cut])
+        outputs = jax.device_get(apply(variables, jnp.asarray(images, jnp.float32)))
+        maps = [value for value in outputs.values() if value.ndim == 4 and value.shape[1] * width == value.shape[2] * height]
+        if not maps:
+            raise ValueError(f"config.train.features={str(workdir)!r}: its network draws no dense maps of the image; name a "
+                             "run that does, such as one of maunet.")
+        return np.concatenate([part for value in maps for part in (value.mean((1, 2)), value.std((1, 2)))], axis=-1)
+
+    return seen

@@ -16,8 +16,8 @@ FILES = sorted((ROOT / "jaxcell").rglob("*.py"))
 RANK = {"types": 0, "geometry": 1, "system": 1,
         "data": 2, "targets": 2, "models": 2, "losses": 2, "matching": 2, "decode": 2, "metrics": 2, "viz": 3,
         "pretrained": 3, "systems": 4, "training": 5, "inference": 5, "export": 5,
-        "configuration": 6, "start": 7, "evaluate": 8, "translate": 8, "train": 9,
-        "data_commands": 9, "synthesize": 9, "doctor": 9, "cli": 10}
+        "configuration": 6, "start": 7, "translate": 8, "evaluate": 9, "train": 10,
+        "data_commands": 10, "synthesize": 10, "doctor": 10, "cli": 11}
 # Reading label files needs geometry only; the three below are edges between packages of one rank that carry no cycle.
 SIBLINGS_ALLOWED = {("inference", "export")}
 NO_JAX = {"types", "geometry", "data", "targets", "decode", "metrics", "viz", "export"}

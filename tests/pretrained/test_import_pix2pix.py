@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.pix2pix import get_config
 from jaxcell.pretrained.pix2pix import discriminator_paths, generator_paths, load_discriminator, load_generator
+from jaxcell.start import initial_state, started_from
+from jaxcell.systems import build_system
 from jaxcell.systems.pix2pix import PatchDiscriminator, TranslationNetwork
+from jaxcell.training.mesh import make_mesh
 
 GENERATOR, DISCRIMINATOR = TranslationNetwork(levels=4, width=2), PatchDiscriminator(width=2)
 
@@ -70,6 +74,20 @@ def test_what_does_not_fit_is_named(case):
     with pytest.raises(ValueError, match="of another network") as error:
         load(weights, shapes_of(network, channels))
     assert f"{taken}.other" in str(error.value) and first in str(error.value) and "bias" in str(error.value)
+
+
+def test_training_starts_from_a_published_generator_and_from_an_earlier_run(tmp_path):
+    """The discriminator keeps its beginning where a file says nothing of it."""
+    config = get_config("toy")
+    config.model.update({"levels": 4, "width": 2, "judge_width": 2})
+    config.data.crop = 64
+    system, mesh = build_system(config), make_mesh(jax.devices()[:1])
+    state = jax.jit(initial_state(config, system)[2])()
+    weights = published_generator()
+    np.savez(tmp_path / "generator.npz", **weights)
+    started = started_from(state, system, str(tmp_path / "generator.npz"), mesh)
+    np.testing.assert_array_equal(started.params["generator"]["up0"]["bias"], weights["model.model.3.bias"])
+    jax.tree.map(np.testing.assert_array_equal, started.params["discriminator"], state.params["discriminator"])
 
 
 def test_the_published_sizes():

@@ -17,7 +17,7 @@ from jaxcell.systems.pix2pix import drawn_planes, no_cells, plane_targets, shown
 from jaxcell.training.adversarial import alternating, init_adversarial_state
 from jaxcell.training.mesh import make_mesh
 from jaxcell.training.step import make_train_step
-from jaxcell.translate import score_images
+from jaxcell.translate import Features, score_images
 from jaxcell.types import Sample
 
 RATE = 0.1
@@ -111,10 +111,15 @@ def test_images_are_scored_as_they_are_learnt(tmp_path):
     samples = [Sample(image, name="one")] * 2
     error = score_images(lambda stored: made, samples, normalize={"name": "type_range"}, pictures=tmp_path, picture_count=1)
     assert error == {"l1": pytest.approx(0.1)}
-    together = score_images(lambda stored: made, samples, normalize={"name": "type_range"},
-                            features=lambda planes: np.stack([planes.mean((1, 2)), planes[:, 0, 0] ** 2], axis=1))
-    assert together["fid"] == pytest.approx(0.1 ** 2 + (0.3 ** 2 - 0.2 ** 2) ** 2, rel=1e-4)      # no spread: means alone
+    features = Features("distance", lambda planes: np.stack([planes.mean((1, 2)), planes[:, 0, 0] ** 2], axis=1))
+    together = score_images(lambda stored: made, samples, normalize={"name": "type_range"}, features=features)
+    assert together["distance"] == pytest.approx(0.1 ** 2 + (0.3 ** 2 - 0.2 ** 2) ** 2, rel=1e-4)      # no spread: means alone
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+    turned = [Sample(np.roll(image, -1, axis=2), name="one")]
+    shown = []
+    assert score_images(lambda stored: shown.append(stored) or made, turned, normalize={"name": "type_range"},
+                        planes=(2, 0, 1)) == error
+    np.testing.assert_array_equal(shown[0], image)
     with pytest.raises(ValueError, match="no samples"):
         score_images(lambda stored: made, [], normalize={"name": "type_range"})
 
