@@ -52,11 +52,15 @@ TASKS = {
 INSTALL = f"""\
 # On Colab: the repository beside this notebook, and what it needs. The runtime's own jax (CPU, GPU or TPU) stays as it is.
 import importlib.util
+import sys
+from pathlib import Path
+
 if importlib.util.find_spec("jaxcell") is None:
     !git clone -q {REPOSITORY} jaxcell-repository
-    %cd jaxcell-repository
     !pip freeze | grep -iE "^jax(lib)?==" > /tmp/runtime.txt
-    !pip install -q -c /tmp/runtime.txt -e ."""
+    !pip install -q -c /tmp/runtime.txt -e ./jaxcell-repository
+    sys.path.append(str(Path("jaxcell-repository").resolve()))
+sys.path.append(str(Path(importlib.util.find_spec("jaxcell").origin).resolve().parents[1]))     # configs/ lies beside it"""
 
 DOCTOR = """\
 from jaxcell import doctor
@@ -64,7 +68,9 @@ for fact, value in doctor.facts().items():
     print(f"{fact:24} {value}")"""
 
 PARAMETERS = """\
-DATA = ""           # your folder: x.png with x_label.png (or any layout of docs/data.md); "": example images are drawn
+# Your folder: x.png with x_label.png, or sorted into train/ and val/, or with a manifest.csv; `jaxcell data convert` makes one of
+# other layouts (docs/data.md). "": example images are drawn.
+DATA = ""
 VARIANT = "own"     # of configs/{system}.py
 STEPS = 400         # of training; MINUTES end it earlier
 MINUTES = 10"""
@@ -73,8 +79,8 @@ EXAMPLE = """\
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.export.layouts import convert
 
-if not DATA:
-    DATA = "example"
+DATA = DATA or "example"
+if not Path(DATA).exists():
     drawn = {{split: SyntheticSource(count, size=256, seed=seed, {example})
              for split, count, seed in (("train", 48, 1), ("val", 6, 2))}}
     print(convert(drawn, DATA, kind="folder"))"""
@@ -115,7 +121,7 @@ EXPORT = """\
 import shutil
 from jaxcell.inference.predict import predict_files
 
-predict_files([f"{DATA}/val"], "results", predict=predict)
+predict_files(FolderSource(DATA, split="val").files, "results", predict=predict)
 print(open("results/cells.csv").read()[:600])
 shutil.make_archive("results", "zip", "results")      # download results.zip: label TIFFs, overlays, COCO, the table of cells"""
 

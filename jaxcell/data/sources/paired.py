@@ -81,6 +81,7 @@ class PairedSource:
         self._entries, self._select = list(entries)[:limit], dict(select) if select else None
         self._read, self._read_nuclei = read, read_nuclei
         self.names = [entry.name for entry in self._entries]
+        self.files = [entry.image for entry in self._entries]
         self.splits = [entry.split for entry in self._entries]
 
     def __len__(self) -> int:
