@@ -152,13 +152,13 @@ class ComposedSource:
 
     def _cutouts(self, donors: Sequence[Sample], rng: np.random.Generator) -> Iterator[Cutout]:
         """As many cells as are tried; endless would be the same cells again."""
-        cells = [(donor, cell) for donor in donors for cell in whole_cells(_labels(donor))]
-        levels = {donor.name: background_of(donor) for donor in donors}
+        cells = [(donor, cell, level) for donor in donors for level in [background_of(donor)]
+                 for cell in whole_cells(_labels(donor))]
         count = int(rng.integers(self._cells[0], self._cells[1] + 1))
         margin = math.ceil(REACH * self._sigma)
         for index in rng.integers(len(cells), size=count if cells else 0).tolist():
-            donor, cell = cells[index]
-            cut = _around(donor, cell, levels[donor.name], margin=margin, zoom=self._zoom)
+            donor, cell, level = cells[index]
+            cut = _around(donor, cell, level, margin=margin, zoom=self._zoom)
             cut = self._change(flip(cut, rng), rng)
             if _labels(cut).any():
                 yield _trimmed(cut, margin)

@@ -73,17 +73,25 @@ def test_cells_overlap_no_more_than_is_allowed():
         assert (max(found) == 0) == (share == 0)
 
 
+def plain(background: float, *, size: int = 64) -> Sample:
+    """A disc that is brighter by 0.2 than the even background."""
+    cell = disc(size, size / 2, size / 2, 9)
+    image = np.where(cell, background + 0.2, background).astype(np.float32)[..., None]
+    return Sample(image, cell[..., None].astype(np.int32), name="plain")
+
+
 def test_what_a_cell_adds_is_what_it_is_brighter_than_its_background():
     """Discs of one grey level on a dark and on a bright background become the same picture."""
-    def plain(background: float) -> Sample:
-        cell = disc(64, 32, 32, 9)
-        image = np.where(cell, background + 0.2, background).astype(np.float32)[..., None]
-        return Sample(image, cell[..., None].astype(np.int32), name="plain")
-
     dark, bright = (ComposedSource(Listed(plain(level)), 1, size=64, cells=(3, 3), sigma=0)[0] for level in (0.1, 0.6))
     np.testing.assert_array_equal(dark.labels, bright.labels)
     np.testing.assert_allclose(dark.image + 0.5, bright.image, atol=1e-6)
     assert dark.image[(dark.labels > 0).sum(-1) == 1].max() == pytest.approx(0.3, abs=1e-6)
+
+
+def test_images_of_one_name_keep_their_own_backgrounds():
+    sample = ComposedSource(Listed(plain(0.1), plain(0.6)), 1, size=96, cells=(12, 12), sigma=0, max_overlap=0, amplitude=0)[0]
+    light = sample.image[..., 0] - np.median(sample.image)
+    assert light[(sample.labels > 0).any(-1)].min() > -0.01 and light.max() < 0.21
 
 
 class Listed:
