@@ -64,7 +64,7 @@ def composed_parts(config: ml_collections.ConfigDict) -> dict[str, Source]:
         if not count:
             continue
         part: Source = ComposedSource(
-            source, count, size=compose.size, seed=config.seed + number, cells=tuple(compose.cells), canvas=compose.canvas,
+            source, count, size=compose.size, seed=(config.seed, number), cells=tuple(compose.cells), canvas=compose.canvas,
             max_overlap=compose.max_overlap, sigma=compose.sigma, planes=tuple(compose.planes), zoom=tuple(compose.zoom),
             amplitude=compose.amplitude)
         parts[split] = part if translate is None else TranslatedSource(part, translate)

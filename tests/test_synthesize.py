@@ -31,6 +31,15 @@ def test_a_folder_that_training_reads(tmp_path):
             np.testing.assert_array_equal(stored.nuclei > 0, made.nuclei > 0)
 
 
+def test_no_split_of_another_seed_has_the_same_images():
+    config = get_config("toy")
+    config.count.update({"train": 1, "val": 1, "test": 1})
+    images = set()
+    for config.seed in range(3):
+        images |= {source[0].image.tobytes() for source in composed_parts(config).values()}
+    assert len(images) == 9
+
+
 @pytest.mark.slow
 def test_images_that_a_network_makes(tmp_path):
     config = pix2pix("toy")

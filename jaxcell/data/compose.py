@@ -89,7 +89,7 @@ class ComposedSource:
     cell is brighter or darker than its own image's background is added to the new picture.
     """
 
-    def __init__(self, source: Source, count: int, *, size: int | tuple[int, int] = 512, seed: int = 0,
+    def __init__(self, source: Source, count: int, *, size: int | tuple[int, int] = 512, seed: int | tuple[int, ...] = 0,
                  cells: tuple[int, int] = (10, 40), max_overlap: float = 0.2, sigma: float = 2.0, canvas: str = "empty",
                  planes: Sequence[int] = (), zoom: tuple[float, float] = (0.8, 1.25), amplitude: float = 4.0) -> None:
         """Nothing is read before a sample is asked for.
@@ -98,7 +98,7 @@ class ComposedSource:
           source: annotated images of one modality, where intensities add up: phase contrast, fluorescence.
           count: number of samples.
           size: of the images: one side, or (H, W).
-          seed: of everything random.
+          seed: of everything random; one number, or several: sources of seeds of one length share no image unless all are equal.
           cells: fewest and most that are tried in an image; those that find no room are left out.
           max_overlap, sigma: see `compose`.
           canvas: "empty": the background's level and its noise; "real": an image of the source with its own cells (smaller
@@ -117,20 +117,21 @@ class ComposedSource:
         if not 0 <= max_overlap <= 1 or sigma < 0 or not 0 < zoom[0] <= zoom[1]:
             raise ValueError(f"ComposedSource: max_overlap={max_overlap}, sigma={sigma}, zoom={zoom}; an overlap is a share, a "
                              "deviation not below 0, a zoom (smallest, largest) above 0.")
-        self._source, self._seed, self._canvas, self._cells = source, seed, canvas, cells
+        self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
+        self._source, self._canvas, self._cells = source, canvas, cells
         self._shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self._sides = (self._shape[0] + 2 * (self._shape[0] // BORDER), self._shape[1] + 2 * (self._shape[1] // BORDER))
         self._planes, self._max_overlap, self._sigma = tuple(planes), max_overlap, sigma
         self._zoom = zoom[1]
         self._change = in_place(partial(warp, rotation=180.0, zoom=zoom, amplitude=amplitude, spacing=32.0))
-        self.names = [f"composed_{seed}_{i:05d}" for i in range(count)]
+        self.names = [f"composed_{'_'.join(map(str, self._seed))}_{i:05d}" for i in range(count)]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
         name, index = self.names[index], index % len(self)
-        rng = np.random.default_rng((self._seed, index))
+        rng = np.random.default_rng((*self._seed, index))
         chosen = rng.choice(len(self._source), min(DONORS, len(self._source)), replace=False)
         donors = [self._donor(int(i)) for i in chosen]
         canvas = _real(donors[0], rng, self._sides) if self._canvas == "real" else _empty(donors[0], rng, self._sides)
