@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from jaxcell.data.augment.geometry import flip, in_place, random_crop, warp
+from jaxcell.data.augment.geometry import flip, in_place, middle, random_crop, warp
 from jaxcell.data.augment.mixing import Canvas, background_of, enter_cell, find_room, overlap_ratio, paste, whole_cells
 from jaxcell.data.sources.combined import Source
 from jaxcell.geometry.labels import Window, cell_ids, replace_ids
@@ -122,8 +122,8 @@ class ComposedSource:
         self._shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self._sides = (self._shape[0] + 2 * (self._shape[0] // BORDER), self._shape[1] + 2 * (self._shape[1] // BORDER))
         self._planes, self._max_overlap, self._sigma = tuple(planes), max_overlap, sigma
-        self._zoom = zoom[1]
-        self._change = in_place(partial(warp, rotation=180.0, zoom=zoom, amplitude=amplitude, spacing=32.0))
+        self._zoom, self._amplitude = zoom, amplitude
+        self._change = in_place(partial(warp, rotation=180.0, zoom=zoom, amplitude=amplitude, spacing=32.0, centre=middle))
         self.names = [f"composed_{'_'.join(map(str, self._seed))}_{i:05d}" for i in range(count)]
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ class ComposedSource:
         margin = math.ceil(REACH * self._sigma)
         for index in rng.integers(len(cells), size=count if cells else 0).tolist():
             donor, cell, level = cells[index]
-            cut = _around(donor, cell, level, margin=margin, zoom=self._zoom)
+            cut = _around(donor, cell, level, margin=margin, zoom=self._zoom, amplitude=self._amplitude)
             cut = self._change(flip(cut, rng), rng)
             if _labels(cut).any():
                 yield _trimmed(cut, margin)
@@ -170,11 +170,17 @@ def _labels(sample: Sample) -> np.ndarray:
     return sample.labels
 
 
-def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, margin: int, zoom: float) -> Sample:
-    """The cell alone (label 1, nucleus 1) in a square that holds it however it is turned; 0 outside of the donor."""
+def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, margin: int,
+            zoom: tuple[float, float], amplitude: float) -> Sample:
+    """The cell alone (label 1, nucleus 1) in a square that holds it and its margin however it is changed; 0 outside of the donor.
+
+    From the square's middle no pixel of the cell is farther than the corner of its box (and half a pixel, where their middles
+    differ), once displaced; the margin is counted in pixels of the result, which a small zoom fetches from afar.
+    """
     number, layer, window = cell
     sides = [s.stop - s.start for s in window]
-    side = math.ceil(math.hypot(*sides) * max(zoom, 1.0)) + 2 * margin
+    radius = math.hypot(*(length / 2 + 0.5 + amplitude for length in sides))
+    side = 2 * math.ceil(radius * max(zoom[1], 1.0) + margin / min(zoom[0], 1.0))
     starts = [s.start - (side - length) // 2 for s, length in zip(window, sides, strict=True)]
     inside = tuple(slice(max(start, 0), min(start + side, whole))
                    for start, whole in zip(starts, donor.image.shape[:2], strict=True))

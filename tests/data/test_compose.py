@@ -94,6 +94,21 @@ def test_images_of_one_name_keep_their_own_backgrounds():
     assert light[(sample.labels > 0).any(-1)].min() > -0.01 and light.max() < 0.21
 
 
+@pytest.mark.parametrize("options", [{"zoom": (0.5, 2.0), "amplitude": 0.0}, {"zoom": (0.6, 1.0), "amplitude": 8.0}], ids=str)
+def test_no_cell_is_cut_by_its_own_crop(options):
+    """A bar of pixels of one value, seen whole: its ends and soft edges too, at every angle and size."""
+    labels = np.zeros((120, 120, 1), np.int32)
+    labels[57:63, 20:100] = 1
+    source = ComposedSource(Listed(), 0, sigma=2.0, cells=(60, 60), **options)
+    cutouts = list(source._cutouts([Sample(np.ones((120, 120, 1), np.float32), labels)], np.random.default_rng(0)))
+    for cutout in cutouts:
+        rows, columns = np.nonzero(cutout.mask)
+        assert (rows.min(), columns.min()) == (6, 6)
+        assert (rows.max() + 7, columns.max() + 7) == cutout.mask.shape
+    areas = [cutout.mask.sum() / 480 for cutout in cutouts]
+    assert len(areas) == 60 and min(areas) > 0.9 * options["zoom"][0] ** 2 and max(areas) > 0.8 * options["zoom"][1] ** 2
+
+
 class Listed:
     def __init__(self, *samples: Sample) -> None:
         self.samples, self.names = samples, [sample.name for sample in samples]
