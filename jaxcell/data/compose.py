@@ -101,8 +101,8 @@ class ComposedSource:
           seed: of everything random; one number, or several: sources of seeds of one length share no image unless all are equal.
           cells: fewest and most that are tried in an image; those that find no room are left out.
           max_overlap, sigma: see `compose`.
-          canvas: "empty": the background's level and its noise; "real": an image of the source with its own cells (smaller
-            ones are continued by zeros).
+          canvas: "empty": the background's level and its noise; "real": an image of the source with its own cells (around a
+            smaller one: its background's level and noise).
           planes: of the source's images to take; () for all.
           zoom: smallest and largest factor of a cell's size.
           amplitude: largest displacement of the elastic deformation, pixels; 0 for none.
@@ -218,12 +218,20 @@ def _empty(donor: Sample, rng: np.random.Generator, shape: tuple[int, int]) -> C
 
 
 def _real(donor: Sample, rng: np.random.Generator, shape: tuple[int, int]) -> Canvas:
-    sample = random_crop(donor, rng, size=max(shape))
-    rows, columns = (slice(0, side) for side in shape)
-    labels = _labels(sample)[rows, columns]
-    layers = [replace_ids(layer, *_renumbered(labels)) for layer in np.moveaxis(labels, -1, 0)]
-    nuclei = None if sample.nuclei is None else replace_ids(sample.nuclei[rows, columns], *_renumbered(labels))
-    return Canvas(sample.image[rows, columns].copy(), layers, nuclei)
+    """A part of the donor with its cells; what it lacks of the shape is as in `_empty`, around it."""
+    canvas, sample = _empty(donor, rng, shape), random_crop(donor, rng, size=max(shape), pad=False)
+    sides = [min(side, whole) for side, whole in zip(sample.image.shape[:2], shape, strict=True)]
+    part = tuple(slice(side) for side in sides)
+    place = tuple(slice((whole - side) // 2, (whole - side) // 2 + side) for side, whole in zip(sides, shape, strict=True))
+    labels = _labels(sample)[part]
+    ids, numbers = _renumbered(labels)
+    canvas.image[place] = sample.image[part]
+    canvas.layers = [np.zeros(shape, np.int32) for _ in range(labels.shape[2])]
+    for layer, plane in zip(canvas.layers, np.moveaxis(labels, -1, 0), strict=True):
+        layer[place] = replace_ids(plane, ids, numbers)
+    if canvas.nuclei is not None and sample.nuclei is not None:
+        canvas.nuclei[place] = replace_ids(sample.nuclei[part], ids, numbers)
+    return canvas
 
 
 def _renumbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -109,6 +109,17 @@ def test_no_cell_is_cut_by_its_own_crop(options):
     assert len(areas) == 60 and min(areas) > 0.9 * options["zoom"][0] ** 2 and max(areas) > 0.8 * options["zoom"][1] ** 2
 
 
+def test_what_a_real_image_lacks_of_the_canvas_is_its_background():
+    """Of the size of the picture it is seen whole; around a smaller one there is no edge."""
+    options = {"cells": (1, 1), "canvas": "real", "amplitude": 0}
+    donor = plain(0.6)
+    rest = ComposedSource(Listed(donor), 1, size=64, **options)[0].image == donor.image
+    assert rest.mean() > 0.8
+    wide = ComposedSource(Listed(donor), 1, size=(60, 200), **options)[0]
+    np.testing.assert_allclose(wide.image[(wide.labels == 0).all(-1)], 0.6, atol=0.2)
+    assert wide.image.min() > 0.59 and len(np.unique(wide.labels)) == 3
+
+
 class Listed:
     def __init__(self, *samples: Sample) -> None:
         self.samples, self.names = samples, [sample.name for sample in samples]
