@@ -13,7 +13,16 @@ from functools import partial
 import numpy as np
 
 from jaxcell.data.augment.geometry import flip, in_place, middle, random_crop, warp
-from jaxcell.data.augment.mixing import Canvas, background_of, enter_cell, find_room, overlap_ratio, paste, whole_cells
+from jaxcell.data.augment.mixing import (
+    Canvas,
+    background_of,
+    enter_cell,
+    find_room,
+    nucleus_of,
+    overlap_ratio,
+    paste,
+    whole_cells,
+)
 from jaxcell.data.sources.combined import Source
 from jaxcell.geometry.labels import Window, cell_ids, replace_ids
 from jaxcell.types import Sample
@@ -33,7 +42,7 @@ class Cutout:
     Attributes:
       image: [h, w, C] float32; 0 is what adds nothing to a picture.
       mask: [h, w] bool.
-      nucleus: [h, w] bool, or None where it is not known.
+      nucleus: [h, w], 1 (or True) where its nucleus is, -1 where that is not known, else 0; None where nothing is known of it.
     """
 
     image: np.ndarray
@@ -172,7 +181,7 @@ def _labels(sample: Sample) -> np.ndarray:
 
 def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, margin: int,
             zoom: tuple[float, float], amplitude: float) -> Sample:
-    """The cell alone (label 1, nucleus 1) in a square that holds it and its margin however it is changed; 0 outside of the donor.
+    """The cell alone (label 1, nucleus 1 or -1) in a square that holds it however it is changed; 0 outside of the donor.
 
     From the square's middle no pixel of the cell is farther than the corner of its box (and half a pixel, where their middles
     differ), once displaced; the margin is counted in pixels of the result, which a small zoom fetches from afar.
@@ -186,7 +195,7 @@ def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, 
                    for start, whole in zip(starts, donor.image.shape[:2], strict=True))
     padding = [(part.start - start, start + side - part.stop) for part, start in zip(inside, starts, strict=True)]
     mask = _labels(donor)[..., layer][inside] == number
-    nuclei = None if donor.nuclei is None else np.pad((donor.nuclei[inside] == number) & mask, padding).astype(np.int32)
+    nuclei = None if donor.nuclei is None else np.pad(nucleus_of(donor.nuclei[inside], mask, number), padding)
     return Sample(np.pad(donor.image[inside] - level.astype(np.float32), [*padding, (0, 0)]),
                   np.pad(mask, padding)[..., None].astype(np.int32), nuclei=nuclei, name=donor.name)
 
@@ -196,7 +205,7 @@ def _trimmed(cut: Sample, margin: int) -> Cutout:
     mask = _labels(cut)[..., 0] > 0
     spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
     box = tuple(slice(max(int(span[0]) - margin, 0), int(span[-1]) + 1 + margin) for span in spans)
-    return Cutout(cut.image[box], mask[box], None if cut.nuclei is None else (cut.nuclei[box] > 0) & mask[box])
+    return Cutout(cut.image[box], mask[box], None if cut.nuclei is None else cut.nuclei[box])
 
 
 def _placed(canvas: Canvas, cutouts: Iterable[Cutout], max_overlap: float, rng: np.random.Generator

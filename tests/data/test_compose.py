@@ -109,6 +109,17 @@ def test_no_cell_is_cut_by_its_own_crop(options):
     assert len(areas) == 60 and min(areas) > 0.9 * options["zoom"][0] ** 2 and max(areas) > 0.8 * options["zoom"][1] ** 2
 
 
+def test_nuclei_that_are_not_known_stay_unknown():
+    """The left half of the cell: of its right half the nucleus is known, also in a copy of it."""
+    donor = plain(0.1)
+    cell, nuclei = donor.labels[..., 0] == 1, np.zeros((64, 64), np.int32)
+    nuclei[cell & (np.arange(64) < 32)], nuclei[30:34, 36:40] = -1, 1
+    made = ComposedSource(Listed(dataclasses.replace(donor, nuclei=nuclei)), 1, size=96, cells=(8, 8), max_overlap=0)[0]
+    cells, unknown = (made.labels > 0).any(-1), made.nuclei < 0
+    assert not unknown[~cells].any() and 0.4 < unknown.sum() / cells.sum() < 0.55
+    assert set(np.unique(made.nuclei)) == {-1, 0, *np.unique(made.labels)}
+
+
 def test_what_a_real_image_lacks_of_the_canvas_is_its_background():
     """Of the size of the picture it is seen whole; around a smaller one there is no edge."""
     options = {"cells": (1, 1), "canvas": "real", "amplitude": 0}
