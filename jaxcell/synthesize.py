@@ -2,7 +2,7 @@
 
     jaxcell synthesize --config configs/synthesis.py:t98g --out DIR --config.data.root=../shared/data
 
-Cells of annotated images are cut out, changed and pasted into new ones (jaxcell/data/compose.py). With `config.translator`, the
+Cells of annotated images are cut out, changed and pasted into new ones (jaxcell/data/sources/composed.py). With `config.translator`, the
 workdir of a run of pix2pix, what is composed is phase contrast and what is written are the planes that the network makes of it.
 """
 
@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxcell.configuration import read_command_line
-from jaxcell.data.compose import ComposedSource
 from jaxcell.data.sources import Source, open_source
+from jaxcell.data.sources.composed import ComposedSource
 from jaxcell.export.layouts import LAYOUTS, Written, convert
 from jaxcell.training.log import quiet_libraries
 from jaxcell.translate import load_translator

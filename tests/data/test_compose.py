@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 from data.cells_to_move import disc
 
 from jaxcell.data.augment.mixing import Canvas
-from jaxcell.data.compose import ComposedSource, Cutout, compose
+from jaxcell.data.compose import Cutout, compose
+from jaxcell.data.pipeline import make_train_iterator
+from jaxcell.data.sources import open_source
+from jaxcell.data.sources.composed import ComposedSource
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.data.validate import validate
 from jaxcell.types import Sample
@@ -129,6 +134,27 @@ def test_what_a_real_image_lacks_of_the_canvas_is_its_background():
     wide = ComposedSource(Listed(donor), 1, size=(60, 200), **options)[0]
     np.testing.assert_allclose(wide.image[(wide.labels == 0).all(-1)], 0.6, atol=0.2)
     assert wide.image.min() > 0.59 and len(np.unique(wide.labels)) == 3
+
+
+def labels_of(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"labels": sample.labels.max(-1)}
+
+
+def test_training_composes_while_it_trains(tmp_path):
+    cells = {"kind": "synthetic", "modality": "phase", "count": 4, "size": 96, "seed": 3}
+    spec = {"kind": "composed", "source": {"cells": cells}, "count": 5, "size": 64, "seed": 7, "cells": (4, 8)}
+    source = open_source({"made": spec}, root=".", cache_gb=0.1, disk_cache=tmp_path / "cache", unreadable="skip")
+    made = ComposedSource(SyntheticSource(4, modality="phase", size=96, seed=3), 5, size=64, seed=7, cells=(4, 8))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[4].image, made[4].image)
+    reading = partial(make_train_iterator, source, targets=labels_of, batch_size=2, crop=64, channels=1,
+                      normalize={"name": "type_range"}, seed=1)
+    batches, resumed = reading(), reading()
+    resumed.set_state({"batches": 2})
+    (_, _, (batch, names)), (again, same) = [next(batches) for _ in range(3)], next(resumed)
+    assert names == same and set(names) <= set(made.names) and batch["labels"].any()
+    np.testing.assert_array_equal(batch["image"], again["image"])
+    with pytest.raises(ValueError, match="of kind 'composed'.*'source'"):
+        open_source({"made": {"kind": "composed", "count": 5}}, root=".", cache_gb=0.1)
 
 
 class Listed:
