@@ -1,4 +1,6 @@
-"""Data sets of composed images for `jaxcell synthesize`, which writes a folder that `train.py` reads as it is. Variants:
+"""Data sets of composed images for `jaxcell synthesize`, which writes a folder that `train.py` reads as it is.
+
+A command that was interrupted goes on when it is given again. Variants:
 
 thesis100, thesis1000 (default)
                       100 and 1000 images of 1024 pixels as in the sparse_seunet thesis, section 5.5: cells of annotated phase
@@ -47,6 +49,7 @@ def _thesis() -> ml_collections.ConfigDict:
     c.data.source = {"annotated": {"kind": "folder", "root": "annotated", "split": "train"}}
     c.data.cache_gb = 4.0               # memory for decoded images
     c.data.unreadable = "refuse"        # "skip": images that cannot be read are left out and counted
+    c.data.workers = 0                  # processes that compose, 0: this one; the translator runs in this one alone
 
     c.compose = ml_collections.ConfigDict()     # options of `ComposedSource`
     c.compose.size = 1024

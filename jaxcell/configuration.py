@@ -18,7 +18,10 @@ __all__ = ["common_config", "load_changed_config", "load_config", "read_command_
 # Keys that may change when a run continues: they say when it looks and stops, not what it computes.
 FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_every", "train.keep", "train.images",
         "train.features", "train.profile", "data.root", "data.workers", "data.prefetch", "data.cache_gb", "data.disk_cache",
-        "inference.", "decode.")
+        "inference.", "decode.", "layout")
+
+# Sources by names of the config's own.
+NAMED = ("data.train.", "data.val.", "data.source.", "semi.unlabelled.")
 
 # Keys that came after the first version, and what every run did before it had them.
 ADDED: Mapping[str, Mapping[str, Any]] = {
@@ -140,12 +143,14 @@ def save_config(config: ml_collections.ConfigDict, workdir: str | Path, *, conti
     text = json.dumps(config.to_dict(), indent=2, default=list)
     if continues and path.exists():
         old, new = _flatten(json.loads(path.read_text())), _flatten(json.loads(text))
-        # A key that only one of them has came or went with a version of jaxcell; its default is what the run had.
-        changed = [f"{key}: {old[key]} -> {new[key]}" for key in sorted({*old} & {*new})
-                   if old[key] != new[key] and not key.startswith(FREE)]
+        # A key that only one of them has came or went with a version of jaxcell; its default is what the run had. Not so of
+        # sources, whose names anybody chooses.
+        both = {key for key in {*old, *new} if key in old and key in new or key.startswith(NAMED)}
+        changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(both)
+                   if old.get(key) != new.get(key) and not key.startswith(FREE)]
         if changed:
             raise ValueError(f"{workdir} holds a run with another config; continuing would mix two experiments. Changed:\n  "
-                             + "\n  ".join(changed) + "\nUse a new --workdir, or the config that this run started with.")
+                             + "\n  ".join(changed) + "\nUse a new --workdir (--out), or the config that this run started with.")
     partial = path.with_suffix(".tmp")
     partial.write_text(text)
     partial.replace(path)

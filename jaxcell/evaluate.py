@@ -282,7 +282,8 @@ def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, j
 def score_planes(predict: Callable[[np.ndarray], Mapping[str, np.ndarray]], samples: Iterable[Sample], *,
                  truth: Callable[[Sample, tuple[str, ...]], Mapping[str, np.ndarray]], thresholds: Mapping[str, float]
                  ) -> dict[str, list[ClassCounts]]:
-    """Pixels of each class, counted in every sample; those that the annotation says to ignore count nowhere.
+    """Pixels of each class, counted in every sample; those that the annotation says to ignore count nowhere, nor
+    for a class those of which it does not know that class.
 
     Args:
       predict: image as stored -> probabilities [H, W] by name.
@@ -302,7 +303,8 @@ def score_planes(predict: Callable[[np.ndarray], Mapping[str, np.ndarray]], samp
             raise ValueError(f"sample {sample.name!r} {what}.")
         true, counted = truth(sample, tuple(thresholds)), annotated_pixels(sample.labels) > 0
         for name, threshold in thresholds.items():
-            counts[name].append(class_counts(true[name][..., 0] > 0, found[name] > threshold, counted))
+            plane = true[name][..., 0]
+            counts[name].append(class_counts(plane > 0, found[name] > threshold, counted & (plane >= 0)))
     if not all(counts.values()) or not counts:
         raise ValueError("score_planes: no samples or no planes to score; the data source is empty.")
     return counts

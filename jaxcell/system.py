@@ -69,7 +69,8 @@ class Planes:
 
     Attributes:
       drawn: host; (outputs, with any leading axes) -> probabilities [..., H, W, 1] by name.
-      truth: host; (annotated sample, some of these names) -> [H, W, 1] float32, 0 or 1, by name.
+      truth: host; (annotated sample, some of these names) -> [H, W, 1] float32, 0 or 1, by name; -1 where it is
+        not known.
     """
 
     drawn: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]

@@ -23,7 +23,7 @@ class Sample:
       image: [H, W, C]; the source's own dtype until the pipeline normalises it, float32 afterwards.
       labels: [H, W, D] int32, 0 is background, -1 is "ignore"; a cell has one id, unique over the layers. D is 1 unless
         cells overlap: then those that share pixels lie in different layers, so nothing is lost. None without annotation.
-      nuclei: [H, W] int32, same ids as the cells where the source knows them, or None.
+      nuclei: [H, W] int32, same ids as the cells where the source knows them, -1 where it does not; or None.
       pixel_size: micrometres per pixel, or None where unknown.
       name: unique within a source; it appears in every message about this sample.
       modality: "fluorescence", "phase contrast", ... as the source says; scores are also reported by it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import ml_collections
 import pytest
 
 from configs import maunet, morphoseg
@@ -58,3 +59,13 @@ def test_every_added_key_is_one_that_configs_have():
     for part, keys in ADDED.items():
         for key, value in keys.items():
             assert get_config("toy").to_dict()[part][key] == value
+
+
+def test_sources_of_other_names_are_another_config(tmp_path):
+    config = ml_collections.ConfigDict({"data": {"source": {"mine": {"kind": "synthetic", "count": 3}}}, "layout": "folder"})
+    save_config(config, tmp_path, continues=False)
+    config.layout = "qupath"
+    save_config(config, tmp_path, continues=True)
+    config.data.source.yours = {"kind": "synthetic", "count": 5}
+    with pytest.raises(ValueError, match="data.source.yours.count: None -> 5"):
+        save_config(config, tmp_path, continues=True)

@@ -120,6 +120,17 @@ def test_analyses_are_reported_for_anybodys_predictions(lab, tmp_path, monkeypat
     assert "| error analysis" in (tmp_path / "report.md").read_text()
 
 
+def test_pixels_whose_nuclei_are_not_known_are_not_scored_for_nuclei():
+    sample = SyntheticSource(1, size=80, seed=3)[0]
+    nuclei = sample.nuclei.copy()
+    nuclei[:40] = -1
+    everywhere = {name: np.ones((80, 80), np.float32) for name in ("nuclei", "cytoplasm")}
+    counts = evaluate.score_planes(lambda image: everywhere, [dataclasses.replace(sample, nuclei=nuclei)], truth=true_planes,
+                                   thresholds=dict.fromkeys(everywhere, 0.5))
+    assert counts["nuclei"][0].tp == (nuclei > 0).sum() > 0 and counts["nuclei"][0].fp == (nuclei == 0).sum()
+    assert counts["cytoplasm"][0].tp + counts["cytoplasm"][0].fp == 80 * 80
+
+
 def test_planes_are_scored_where_the_network_draws_them(tmp_path):
     samples = [SyntheticSource(3, size=80, seed=3, overlap=1.0, clustering=0.8)[i] for i in range(3)]
     truth = {s.image.tobytes(): semantic_planes(s.labels, s.nuclei, ("cytoplasm", "overlap")) for s in samples}

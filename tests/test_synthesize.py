@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -33,6 +36,68 @@ def test_a_folder_that_training_reads(tmp_path):
             np.testing.assert_array_equal(stored.image, made.image)
             assert masks_of(stored) == masks_of(made)
             np.testing.assert_array_equal(stored.nuclei > 0, made.nuclei > 0)
+
+
+def files_in(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_command_goes_on_after_an_interruption(tmp_path):
+    config, part = get_config("toy"), tmp_path / "made.part"
+    synthesize(config, tmp_path / "whole")
+    config.layout = "cellpose"
+    with pytest.raises(ValueError, match="more than one cell"):     # everything is composed, nothing written
+        synthesize(config, tmp_path / "made")
+    kept = sorted((part / "samples").iterdir())
+    assert len(kept) == 3 and not (tmp_path / "made").exists()
+    changed = get_config("toy")
+    changed.compose.sigma = 3.0
+    with pytest.raises(ValueError, match=r"(?s)made.part holds .* another config.*compose.sigma: 2.0 -> 3.0"):
+        synthesize(changed, tmp_path / "made")
+    # As if killed while it wrote an image, and another time while it wrote the folder; other workers go on.
+    times = [path.stat().st_mtime_ns for path in kept]
+    for path in kept[1:]:
+        path.unlink()
+    (part / "data.part").mkdir()
+    with pytest.raises(ValueError, match="more than one cell"):
+        synthesize(config, tmp_path / "made")
+    assert [path.stat().st_mtime_ns == time for path, time in zip(kept, times, strict=True)] == [True, False, False]
+    kept[1].unlink()
+    config.update({"layout": "qupath"})
+    config.data.workers = 1
+    synthesize(config, tmp_path / "made")
+    assert files_in(tmp_path / "made") == files_in(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "whole"]
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        synthesize(config, tmp_path / "made")
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_goes_on(tmp_path):
+    program = "import sys; from jaxcell.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "synthesize", "--config=configs/synthesis.py:toy", "--config.count.train=60",
+               "--config.data.workers=1", f"--out={tmp_path / 'made'}"]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("made.part/samples/*.sample"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert 5 <= len(list(tmp_path.glob("made.part/samples/*.sample"))) < 61
+    config = get_config("toy")
+    config.count.train = 60
+    for name in ("made", "whole"):
+        synthesize(config, tmp_path / name)
+    assert files_in(tmp_path / "made") == files_in(tmp_path / "whole") and not (tmp_path / "made.part").exists()
+
+
+def test_no_split_of_another_seed_has_the_same_images():
+    config = get_config("toy")
+    config.count.update({"train": 1, "val": 1, "test": 1})
+    images = set()
+    for config.seed in range(3):
+        images |= {source[0].image.tobytes() for source in composed_parts(config).values()}
+    assert len(images) == 9
 
 
 @pytest.mark.slow

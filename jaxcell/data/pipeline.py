@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import grain
@@ -27,7 +27,7 @@ from jaxcell.data.normalize import Curve, fit_normalizer
 from jaxcell.data.sources import Source
 from jaxcell.types import Sample
 
-__all__ = ["TrainIterator", "make_train_iterator", "order_of_epoch"]
+__all__ = ["TrainIterator", "make_train_iterator", "order_of_epoch", "read_ahead"]
 
 Batch = dict[str, np.ndarray]
 Targets = Callable[[Sample, np.random.Generator], Mapping[str, np.ndarray]]
@@ -87,6 +87,32 @@ def make_train_iterator(source: Source, *, targets: Targets, batch_size: int, cr
     return TrainIterator(grain.MapDataset.range(sys.maxsize).map(batch_at), workers=workers, threads=threads, prefetch=prefetch)
 
 
+def read_ahead(source: Source, indices: Sequence[int], *, workers: int = 0) -> Iterator[Sample]:
+    """Some samples of a source in this order, read in advance while the caller works with the one before.
+
+    Args:
+      source: of samples.
+      indices: of the samples to read.
+      workers: processes that read; 0 reads in a thread of this process.
+
+    Raises:
+      ValueError: a worker was killed.
+      RuntimeError: its first line says which sample is wrong, and what is.
+    """
+    samples = grain.MapDataset.range(len(indices)).map(partial(_read, source=source, indices=list(indices)))
+    iterator = TrainIterator(samples, workers=workers, threads=1, prefetch=1)
+    try:
+        yield from cast(Iterator[Sample], iterator)
+    finally:
+        iterator.close()
+
+
+def _read(place: int, *, source: Source, indices: Sequence[int]) -> Sample:
+    cv2.setNumThreads(1)        # as in _batch
+    with _naming(source.names[indices[place]]):
+        return source[indices[place]]
+
+
 class TrainIterator(grain.DatasetIterator):
     """Iterates over (batch, names). Its state is the number of batches taken, whoever prepares them, however far ahead."""
 
@@ -144,7 +170,7 @@ def _ended(workers: int, error: str, batch: int) -> str:
     return (f"config.data.workers={workers}: a worker process ended with exit code {code} before batch {batch} (-9: the system "
             "ended it, as when memory runs out; -7: /dev/shm is full, as in a container without --shm-size). Use fewer workers, "
             "a smaller config.data.cache_gb, which each of them may fill, or a larger /dev/shm; the same command then continues "
-            "from the last checkpoint.")
+            "from what was saved.")
 
 
 def _watch_parent(worker: int, workers: int) -> None:

@@ -349,6 +349,7 @@ def _write_tfds(out: Path, parts: Mapping[str, _Samples]) -> None:
 
 
 OVERLAPS, IGNORE, UNLABELLED, NUCLEI = "overlaps", "ignored pixels", "images without labels", "nuclei"
+UNKNOWN_NUCLEI = "pixels whose nuclei are not known (now none)"
 PIXEL_SIZE, MODALITY, GROUP = "pixel size", "modality", "group"
 
 
@@ -387,7 +388,7 @@ LAYOUTS: Mapping[str, Layout] = {
                      "images, QuPath's GeoJSON beside them, manifest.csv (kind folder)"),
     "imagej": Layout(partial(_stream, writer=partial(_manifest_writer, write_labels=_write_rois)), _MANIFEST, _ANY_SPLIT,
                      "images, ImageJ's ROI sets beside them, manifest.csv (kind folder)"),
-    "tfds": Layout(_write_tfds, _MANIFEST | {IGNORE, NUCLEI}, _ANY_SPLIT,
+    "tfds": Layout(_write_tfds, _MANIFEST | {IGNORE, NUCLEI, UNKNOWN_NUCLEI}, _ANY_SPLIT,
                    "array_record files of tensorflow-datasets, cells/1.0.0/ (kind tfds)"),
 }
 """name -> layout."""
@@ -481,7 +482,9 @@ def _fitted(sample: Sample, lost: Counter[str], *, layout: Layout, kind: str, ov
                              f"--unlabelled=skip, or convert to {_holding(UNLABELLED)}.")
         lost["images without labels, left out"] += 1
         return None
-    for what, there in ((NUCLEI, sample.nuclei is not None), (PIXEL_SIZE, sample.pixel_size is not None),
+    unknown = NUCLEI in layout.holds and sample.nuclei is not None and bool((sample.nuclei < 0).any())
+    for what, there in ((NUCLEI, sample.nuclei is not None), (UNKNOWN_NUCLEI, unknown),
+                        (PIXEL_SIZE, sample.pixel_size is not None),
                         (MODALITY, sample.modality != "unknown"), (GROUP, sample.group not in ("", sample.name))):
         if there and what not in layout.holds:
             lost[f"{what}, in images"] += 1

@@ -180,7 +180,7 @@ def _instances(m: Any) -> Part:
 
 
 def true_planes(sample: Sample, names: tuple[str, ...]) -> Maps:
-    """Some of `PLANES` of an annotated sample: name -> [H, W, 1] float32, 0 or 1."""
+    """Some of `PLANES` of an annotated sample: name -> [H, W, 1] float32, 0 or 1, or -1 where it is not known."""
     assert sample.labels is not None
     return semantic_planes(sample.labels, sample.nuclei, names)
 
@@ -198,8 +198,9 @@ def sparse_targets(sample: Sample, rng: np.random.Generator, *, heads: tuple[str
       likelihood: the map of `OVERLAP_MAPS` that guides the loss of the overlaps; "" for zeros.
 
     Returns:
-      head -> [H, W, 1] float32; "annotated" [H, W] float32; with instances "masks" [M, H, W] uint8, "present" [M] bool and
-      "image", which the rule for crowds may have changed; with a head "overlap" "likelihood" [H, W, 1] float32.
+      head -> [H, W, 1] float32, 0 or 1, or -1 where it is not known; "annotated" [H, W] float32; with instances "masks"
+      [M, H, W] uint8, "present" [M] bool and "image", which the rule for crowds may have changed; with a head "overlap"
+      "likelihood" [H, W, 1] float32.
     """
     sample = crowd(sample, rng) if max_cells else sample
     assert sample.labels is not None
@@ -216,7 +217,7 @@ def sparse_objective(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.A
                      matcher: Callable[[jax.Array, jax.Array], jax.Array], instance_terms: Callable[..., dict[str, jax.Array]],
                      overlap_error: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], dice_weight: float = 0.8
                      ) -> dict[str, jax.Array]:
-    """Losses of the matched instances, and of each dense head the mean over the annotated pixels.
+    """Losses of the matched instances, and of each dense head the mean over the annotated pixels of which its truth is known.
 
     Args:
       outputs: of the network.
@@ -243,5 +244,6 @@ def sparse_objective(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.A
     for head in (name for name in weights if name not in terms):
         error = (overlap_error(outputs[head], batch[head], batch["likelihood"]) if head == "overlap" else
                  binary_cross_entropy(outputs[head], batch[head]))
-        terms[head] = jnp.sum(error[..., 0] * annotated) / jnp.maximum(jnp.sum(annotated), 1.0)
+        counted = annotated * (batch[head][..., 0] >= 0)
+        terms[head] = jnp.sum(error[..., 0] * counted) / jnp.maximum(jnp.sum(counted), 1.0)
     return {name: weight * terms[name] for name, weight in weights.items()}

@@ -1,4 +1,7 @@
-"""What lies where, whatever cell it belongs to: a plane of 0 and 1 for each thing that a semantic network can draw."""
+"""What lies where, whatever cell it belongs to: a plane of 0 and 1 for each thing that a semantic network can draw.
+
+-1 is "ignore" there as it is in labels: pixels of which nobody knows whether they are of a nucleus.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def border_plane(labels: np.ndarray, nuclei: np.ndarray | None) -> np.ndarray:
 
 
 def nuclei_plane(labels: np.ndarray, nuclei: np.ndarray | None) -> np.ndarray:
-    """Where nuclei are: [H, W] int32 -> [H, W] bool.
+    """Where nuclei are: [H, W] int32 -> [H, W] int32, 1 and 0, and -1 where that is not known.
 
     Raises:
       ValueError: the sample does not know them.
@@ -47,24 +50,24 @@ def nuclei_plane(labels: np.ndarray, nuclei: np.ndarray | None) -> np.ndarray:
     if nuclei is None:
         raise ValueError("semantic_planes: this sample does not know its nuclei; leave the head 'nuclei' out, or use a source "
                          "that has them (synthetic cells, QuPath's GeoJSON).")
-    return nuclei > 0
+    return np.sign(nuclei)
 
 
 PLANES: Mapping[str, Callable[[np.ndarray, np.ndarray | None], np.ndarray]] = {
     "cytoplasm": cytoplasm_plane, "nuclei": nuclei_plane, "border": border_plane, "background": background_plane,
     "overlap": overlap_plane}
-"""name -> (labels [H, W, D], nuclei [H, W] or None) -> [H, W] bool.
+"""name -> (labels [H, W, D], nuclei [H, W] or None) -> [H, W] bool, or int32 where some pixels may be to ignore (-1).
 
 Source: the thesis, sections 4.2.2 and 4.3, which says what the planes are called, but not how wide a border is.
 """
 
 
 def semantic_planes(labels: np.ndarray, nuclei: np.ndarray | None, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Some of `PLANES`: name -> [H, W, 1] float32, 0 or 1.
+    """Some of `PLANES`: name -> [H, W, 1] float32, 0 or 1, or -1 where it is not known (of nuclei).
 
     Args:
       labels: [H, W, D] int32 label layers.
-      nuclei: [H, W] int32, or None where they are not known and not asked for.
+      nuclei: [H, W] int32, -1 where they are not known; None where they are nowhere known and not asked for.
       names: keys of `PLANES`.
 
     Raises:

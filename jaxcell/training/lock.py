@@ -25,8 +25,8 @@ def only_run_in(workdir: str | Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         who = holder.read_text() if holder.exists() else "another process"
-        raise ValueError(f"{workdir} is in use by {who}: two runs in one workdir would overwrite each other's checkpoints. Wait "
-                         "for it or stop it, or use another --workdir.") from error
+        raise ValueError(f"{workdir} is in use by {who}: two runs in one folder would overwrite each other's files. Wait for "
+                         "it or stop it, or use another --workdir (--out).") from error
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield

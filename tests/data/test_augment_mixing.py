@@ -79,6 +79,10 @@ def test_what_is_not_annotated_stays_to_ignore():
     pasted = copy_paste(sample, lambda rng: plain(0.9, 5, nuclei=False), np.random.default_rng(0), count=(3, 3), sigma=0)
     new = ~np.isin(pasted.labels[..., 0], (0, 1, 2))
     assert new.any() and (pasted.nuclei[new] == -1).all()
+    again = copy_paste(plain(0.5, 0), lambda rng: pasted, np.random.default_rng(0), count=(9, 9), sigma=0)
+    for old, copy in ((0.9, -1), (0.3, 0)):     # what is not known of a cell goes with it
+        where = is_one_of(again.image[..., 0], old)
+        assert where.any() and (again.nuclei[where] == copy).all()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])

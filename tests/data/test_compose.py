@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 from data.cells_to_move import disc
 
 from jaxcell.data.augment.mixing import Canvas
-from jaxcell.data.compose import ComposedSource, Cutout, compose
+from jaxcell.data.compose import Cutout, compose
+from jaxcell.data.pipeline import make_train_iterator
+from jaxcell.data.sources import open_source
+from jaxcell.data.sources.composed import ComposedSource
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.data.validate import validate
 from jaxcell.types import Sample
@@ -73,17 +78,83 @@ def test_cells_overlap_no_more_than_is_allowed():
         assert (max(found) == 0) == (share == 0)
 
 
+def plain(background: float, *, size: int = 64) -> Sample:
+    """A disc that is brighter by 0.2 than the even background."""
+    cell = disc(size, size / 2, size / 2, 9)
+    image = np.where(cell, background + 0.2, background).astype(np.float32)[..., None]
+    return Sample(image, cell[..., None].astype(np.int32), name="plain")
+
+
 def test_what_a_cell_adds_is_what_it_is_brighter_than_its_background():
     """Discs of one grey level on a dark and on a bright background become the same picture."""
-    def plain(background: float) -> Sample:
-        cell = disc(64, 32, 32, 9)
-        image = np.where(cell, background + 0.2, background).astype(np.float32)[..., None]
-        return Sample(image, cell[..., None].astype(np.int32), name="plain")
-
     dark, bright = (ComposedSource(Listed(plain(level)), 1, size=64, cells=(3, 3), sigma=0)[0] for level in (0.1, 0.6))
     np.testing.assert_array_equal(dark.labels, bright.labels)
     np.testing.assert_allclose(dark.image + 0.5, bright.image, atol=1e-6)
     assert dark.image[(dark.labels > 0).sum(-1) == 1].max() == pytest.approx(0.3, abs=1e-6)
+
+
+def test_images_of_one_name_keep_their_own_backgrounds():
+    sample = ComposedSource(Listed(plain(0.1), plain(0.6)), 1, size=96, cells=(12, 12), sigma=0, max_overlap=0, amplitude=0)[0]
+    light = sample.image[..., 0] - np.median(sample.image)
+    assert light[(sample.labels > 0).any(-1)].min() > -0.01 and light.max() < 0.21
+
+
+@pytest.mark.parametrize("options", [{"zoom": (0.5, 2.0), "amplitude": 0.0}, {"zoom": (0.6, 1.0), "amplitude": 8.0}], ids=str)
+def test_no_cell_is_cut_by_its_own_crop(options):
+    """A bar of pixels of one value, seen whole: its ends and soft edges too, at every angle and size."""
+    labels = np.zeros((120, 120, 1), np.int32)
+    labels[57:63, 20:100] = 1
+    source = ComposedSource(Listed(), 0, sigma=2.0, cells=(60, 60), **options)
+    cutouts = list(source._cutouts([Sample(np.ones((120, 120, 1), np.float32), labels)], np.random.default_rng(0)))
+    for cutout in cutouts:
+        rows, columns = np.nonzero(cutout.mask)
+        assert (rows.min(), columns.min()) == (6, 6)
+        assert (rows.max() + 7, columns.max() + 7) == cutout.mask.shape
+    areas = [cutout.mask.sum() / 480 for cutout in cutouts]
+    assert len(areas) == 60 and min(areas) > 0.9 * options["zoom"][0] ** 2 and max(areas) > 0.8 * options["zoom"][1] ** 2
+
+
+def test_nuclei_that_are_not_known_stay_unknown():
+    """The left half of the cell: of its right half the nucleus is known, also in a copy of it."""
+    donor = plain(0.1)
+    cell, nuclei = donor.labels[..., 0] == 1, np.zeros((64, 64), np.int32)
+    nuclei[cell & (np.arange(64) < 32)], nuclei[30:34, 36:40] = -1, 1
+    made = ComposedSource(Listed(dataclasses.replace(donor, nuclei=nuclei)), 1, size=96, cells=(8, 8), max_overlap=0)[0]
+    cells, unknown = (made.labels > 0).any(-1), made.nuclei < 0
+    assert not unknown[~cells].any() and 0.4 < unknown.sum() / cells.sum() < 0.55
+    assert set(np.unique(made.nuclei)) == {-1, 0, *np.unique(made.labels)}
+
+
+def test_what_a_real_image_lacks_of_the_canvas_is_its_background():
+    """Of the size of the picture it is seen whole; around a smaller one there is no edge."""
+    options = {"cells": (1, 1), "canvas": "real", "amplitude": 0}
+    donor = plain(0.6)
+    rest = ComposedSource(Listed(donor), 1, size=64, **options)[0].image == donor.image
+    assert rest.mean() > 0.8
+    wide = ComposedSource(Listed(donor), 1, size=(60, 200), **options)[0]
+    np.testing.assert_allclose(wide.image[(wide.labels == 0).all(-1)], 0.6, atol=0.2)
+    assert wide.image.min() > 0.59 and len(np.unique(wide.labels)) == 3
+
+
+def labels_of(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"labels": sample.labels.max(-1)}
+
+
+def test_training_composes_while_it_trains(tmp_path):
+    cells = {"kind": "synthetic", "modality": "phase", "count": 4, "size": 96, "seed": 3}
+    spec = {"kind": "composed", "source": {"cells": cells}, "count": 5, "size": 64, "seed": 7, "cells": (4, 8)}
+    source = open_source({"made": spec}, root=".", cache_gb=0.1, disk_cache=tmp_path / "cache", unreadable="skip")
+    made = ComposedSource(SyntheticSource(4, modality="phase", size=96, seed=3), 5, size=64, seed=7, cells=(4, 8))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[4].image, made[4].image)
+    reading = partial(make_train_iterator, source, targets=labels_of, batch_size=2, crop=64, channels=1,
+                      normalize={"name": "type_range"}, seed=1)
+    batches, resumed = reading(), reading()
+    resumed.set_state({"batches": 2})
+    (_, _, (batch, names)), (again, same) = [next(batches) for _ in range(3)], next(resumed)
+    assert names == same and set(names) <= set(made.names) and batch["labels"].any()
+    np.testing.assert_array_equal(batch["image"], again["image"])
+    with pytest.raises(ValueError, match="of kind 'composed'.*'source'"):
+        open_source({"made": {"kind": "composed", "count": 5}}, root=".", cache_gb=0.1)
 
 
 class Listed:

@@ -179,6 +179,16 @@ def test_remarks_that_are_lost_are_counted(tmp_path):
                                   "group, in images": 9, "split val is called test there": 9}
 
 
+def test_nuclei_that_are_not_known_are_lost_by_name(tmp_path):
+    part = samples(1, overlaps=False, ignored=False)
+    nuclei = np.where(part[0].labels[..., 0] > 0, np.int32(-1), np.int32(0))
+    nuclei[np.unravel_index(np.argmax(part[0].labels[..., 0]), nuclei.shape)] = part[0].labels.max()
+    part[0] = replace(part[0], nuclei=nuclei)
+    lost = convert({"val": part}, tmp_path / "out", kind="qupath").lost
+    assert dict(lost) == {"pixels whose nuclei are not known (now none), in images": 1}
+    assert not convert({"val": part}, tmp_path / "whole", kind="tfds").lost
+
+
 def test_splits_without_a_place(tmp_path):
     part = samples(1, overlaps=False, ignored=False)
     with pytest.raises(ValueError, match="no place for the split 'test2'.*--split test2=test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import pytest
 from scipy.special import expit
 
 from configs.sparse_seunet import VARIANTS, get_config
+from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.models.decoders.instances import EveryLevelBranch, InstanceDecoder, InstanceHead, sigmoid_weights, softmax_weights
 from jaxcell.models.decoders.se_unet import SEUNetDecoder
 from jaxcell.models.encoders.se_unet import SEUNetEncoder, WindowPyramid
@@ -140,6 +142,15 @@ def test_every_variant_is_a_system():
             maps = {name: np.full((64, 64, 1), -5.0, np.float32) for name in config.model.heads}
             maps[config.model.heads[0]][8:24, 8:24] = 5.0
             assert len(system.decode(maps)) == 1
+
+
+def test_pixels_whose_nuclei_are_not_known_teach_nothing():
+    system, sample = build_system(get_config("semantic_nuclei")), SyntheticSource(1, size=64, seed=3)[0]
+    nuclei = np.where(np.arange(64) < 32, -1, sample.nuclei).astype(np.int32)
+    batch = {key: value[None] for key, value in system.targets(replace(sample, nuclei=nuclei), np.random.default_rng(0)).items()}
+    loss, gradient = jax.value_and_grad(lambda x: system.loss({"nuclei": x}, batch)["nuclei"])(jnp.zeros((1, 64, 64, 1)))
+    np.testing.assert_array_equal(gradient[0, ..., 0] == 0, nuclei < 0)
+    np.testing.assert_allclose(loss, np.log(2) * get_config("semantic_nuclei").loss.weights.nuclei, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -31,6 +31,14 @@ def test_planes():
     assert not border[5, [0, 4, 5, 10, 11, 15]].any()
 
 
+def test_pixels_whose_nuclei_are_not_known_are_to_ignore():
+    labels, nuclei = two_cells()
+    nuclei[2:9, 9:14] = -1
+    plane = semantic_planes(labels, nuclei, ("nuclei",))["nuclei"][..., 0]
+    np.testing.assert_array_equal(plane, np.sign(nuclei))
+    assert {-1, 0, 1} == set(plane.ravel().tolist())
+
+
 def test_what_is_not_known_is_refused():
     labels, _ = two_cells()
     with pytest.raises(ValueError, match="does not know its nuclei"):

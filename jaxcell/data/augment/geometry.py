@@ -21,10 +21,11 @@ import numpy as np
 from jaxcell.data.augment.arrays import Augmentation, by_channels, cell_windows, on_arrays
 from jaxcell.types import Sample
 
-__all__ = ["Geometry", "draw_geometry", "flip", "in_place", "random_crop", "rescale", "rescale_to_cells", "rotate90",
-           "scale_image", "scale_labels", "warp"]
+__all__ = ["Geometry", "draw_geometry", "flip", "in_place", "middle", "random_crop", "random_place", "rescale",
+           "rescale_to_cells", "rotate90", "scale_image", "scale_labels", "warp"]
 
 Geometry = Callable[[Sample, np.random.Generator, int], tuple[int, Augmentation]]
+Centre = Callable[[int, float, float, np.random.Generator], float]
 
 CROP_ATTEMPTS = 10
 STEP = 4                    # pixels between the places at which an elastic deformation is evaluated
@@ -169,8 +170,30 @@ def _boxes(labels: np.ndarray | None) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- warping
+def random_place(length: int, window: float, needed: float, rng: np.random.Generator) -> float:
+    """Where a warped crop's centre comes to lie along one axis of the region, pixels.
+
+    A region of the side that was asked for leaves no choice; in a smaller one (that is all the image has) the unturned crop
+    stays inside, and only its corners may look out.
+
+    Args:
+      length: of the region.
+      window: length of the unturned crop there.
+      needed: length that the turned and deformed crop covers at most.
+      rng: of this sample.
+    """
+    free = max(length - (needed if length >= needed else window), 0)
+    return middle(length, window, needed, rng) + rng.uniform(-0.5, 0.5) * free
+
+
+def middle(length: int, window: float, needed: float, rng: np.random.Generator) -> float:
+    """The middle of the region, for what shall not be moved; arguments as in `random_place`."""
+    return (length - 1) / 2
+
+
 def warp(sample: Sample, rng: np.random.Generator, size: int, *, rotation: float = 0.0, zoom: tuple[float, float] = (1.0, 1.0),
-         shear: float = 0.0, amplitude: float = 0.0, spacing: float = 32.0) -> tuple[int, Augmentation]:
+         shear: float = 0.0, amplitude: float = 0.0, spacing: float = 32.0, centre: Centre = random_place
+         ) -> tuple[int, Augmentation]:
     """Free rotation, zoom, shear and elastic deformation in one interpolation.
 
     Args:
@@ -183,6 +206,7 @@ def warp(sample: Sample, rng: np.random.Generator, size: int, *, rotation: float
       amplitude: no pixel is displaced further along an axis, pixels of the sample; at most a quarter of `spacing`, so that
         the deformation cannot fold. Displacements are typically a third of it.
       spacing: distance of the control points of the deformation (a cubic B-spline of random displacements), pixels of the crop.
+      centre: `random_place` or `middle`.
 
     Returns:
       Side of the region, and the augmentation: to size x size pixels, image bilinear, labels nearest.
@@ -200,7 +224,7 @@ def warp(sample: Sample, rng: np.random.Generator, size: int, *, rotation: float
     matrix = _to_source(math.radians(rng.uniform(-rotation, rotation)), math.exp(rng.uniform(*np.log(zoom))),
                         math.tan(math.radians(rng.uniform(-shear, shear))))
     side = math.ceil(size * np.abs(matrix).sum(axis=1).max() + 2 * amplitude)
-    return side, partial(_warped, matrix=matrix, size=size, amplitude=amplitude, spacing=spacing)
+    return side, partial(_warped, matrix=matrix, size=size, amplitude=amplitude, spacing=spacing, centre=centre)
 
 
 def _to_source(angle: float, zoom: float, shear: float) -> np.ndarray:
@@ -209,29 +233,19 @@ def _to_source(angle: float, zoom: float, shear: float) -> np.ndarray:
     return turn @ np.asarray([[1.0, 0.0], [shear, 1.0]]) / zoom
 
 
-def _warped(sample: Sample, rng: np.random.Generator, *, matrix: np.ndarray, size: int, amplitude: float, spacing: float
-            ) -> Sample:
+def _warped(sample: Sample, rng: np.random.Generator, *, matrix: np.ndarray, size: int, amplitude: float, spacing: float,
+            centre: Centre) -> Sample:
     height, width = sample.image.shape[:2]
     if max(height, width) > LARGEST_SOURCE:
         raise ValueError(f"{sample.name}: {height} x {width} pixels to warp; the most is {LARGEST_SOURCE}. Lower the crop.")
     offsets = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
     places = []
     for axis, length in enumerate((height, width)):
-        centre = _centre(length, size * math.hypot(*matrix[axis]), size * np.abs(matrix[axis]).sum() + 2 * amplitude, rng)
+        origin = centre(length, size * math.hypot(*matrix[axis]), size * np.abs(matrix[axis]).sum() + 2 * amplitude, rng)
         along_y, along_x = (np.float32(factor) * offsets for factor in matrix[axis])
-        place = (along_y + np.float32(centre))[:, None] + along_x
+        place = (along_y + np.float32(origin))[:, None] + along_x
         places.append(place + _displacement(rng, size, amplitude, spacing) if amplitude else place)
     return on_arrays(sample, partial(_sampled, rows=places[0], columns=places[1]))
-
-
-def _centre(length: int, window: float, needed: float, rng: np.random.Generator) -> float:
-    """Where the crop's centre comes to lie along one axis of the region.
-
-    A region of the side that was asked for leaves no choice; in a smaller one (that is all the image has) the unturned crop
-    stays inside, and only its corners may look out.
-    """
-    free = max(length - (needed if length >= needed else window), 0)
-    return (length - 1) / 2 + rng.uniform(-0.5, 0.5) * free
 
 
 def _displacement(rng: np.random.Generator, size: int, amplitude: float, spacing: float) -> np.ndarray:

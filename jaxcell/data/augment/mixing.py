@@ -20,7 +20,7 @@ from jaxcell.geometry.labels import cell_ids, replace_ids
 from jaxcell.types import Sample
 
 __all__ = ["OVERLAPS", "Canvas", "Draw", "Mix", "MixSteps", "apply_mix", "background_of", "copy_paste", "enter_cell",
-           "find_room", "mosaic", "overlap_ratio", "paste", "soft_edges", "whole_cells"]
+           "find_room", "mosaic", "nucleus_of", "overlap_ratio", "paste", "soft_edges", "whole_cells"]
 
 Draw = Callable[[np.random.Generator], Sample]
 Mix = Callable[[Sample, Draw, np.random.Generator], Sample]
@@ -160,7 +160,7 @@ def copy_paste(sample: Sample, draw: Draw, rng: np.random.Generator, *, count: t
         target = tuple(slice(start, start + side) for start, side in zip(corner, mask.shape, strict=True))
         taken[target] |= mask
         paste(canvas.image, donor.image, mask, window, target, overlaps=overlaps, background=background, sigma=sigma)
-        nucleus = None if donor.nuclei is None else mask & (donor.nuclei[window] == number)
+        nucleus = None if donor.nuclei is None else nucleus_of(donor.nuclei[window], mask, number)
         enter_cell(canvas, mask, nucleus, target, fresh, covers=overlaps == "occlude")
     lows, highs = zip(*(value_range(one.image) for one in (sample, donor)), strict=True)
     image = np.clip(canvas.image, min(lows), max(highs))        # added up, cells may be brighter than white
@@ -250,6 +250,11 @@ def background_of(sample: Sample) -> np.ndarray:
     return np.median(pixels, axis=0) if len(pixels) else np.zeros(sample.image.shape[2], sample.image.dtype)
 
 
+def nucleus_of(nuclei: np.ndarray, mask: np.ndarray, number: int) -> np.ndarray:
+    """[h, w] int32 within the mask [h, w] of cell `number`: 1 its nucleus, -1 not known, else 0."""
+    return np.where(mask, np.where(nuclei == number, 1, np.minimum(nuclei, 0)), 0).astype(np.int32)
+
+
 def enter_cell(canvas: Canvas, mask: np.ndarray, nucleus: np.ndarray | None, target: tuple[slice, ...], number: int, *,
                covers: bool) -> None:
     """Enters a pasted cell into layers and nuclei, in place; a nucleus that is not known is to ignore (-1).
@@ -257,7 +262,7 @@ def enter_cell(canvas: Canvas, mask: np.ndarray, nucleus: np.ndarray | None, tar
     Args:
       canvas: whose layers gain one where no layer has room.
       mask: [h, w] bool, the cell.
-      nucleus: [h, w] bool, the part of it that is its nucleus, or None where that is not known.
+      nucleus: [h, w], 1 (or True) where its nucleus is, -1 where that is not known, else 0; None where nothing is known of it.
       target: (rows, columns) of the mask.
       number: the cell's id.
       covers: take the pixels away from the cells below.
@@ -272,9 +277,8 @@ def enter_cell(canvas: Canvas, mask: np.ndarray, nucleus: np.ndarray | None, tar
     room[target][mask] = number
     if canvas.nuclei is None:
         return
-    if nucleus is None:
-        canvas.nuclei[target][mask] = -1
-        return
     if covers:
         canvas.nuclei[target][mask] = 0
-    canvas.nuclei[target][nucleus] = number
+    canvas.nuclei[target][mask if nucleus is None else nucleus < 0] = -1
+    if nucleus is not None:
+        canvas.nuclei[target][nucleus > 0] = number

@@ -22,6 +22,7 @@ from jaxcell.data.sources.combined import (
     UnlabelledSource,
     readable_samples,
 )
+from jaxcell.data.sources.composed import ComposedSource
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.data.sources.livecell import LiveCellSource
 from jaxcell.data.sources.neurips2022 import Neurips2022Source
@@ -38,6 +39,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "folder": FolderSource,
     "coco": CocoSource,
     "synthetic": SyntheticSource,
+    "composed": ComposedSource,
     "tfds": TfdsSource,
     "bbbc038": Bbbc038Source,
     "bbbc039": Bbbc039Source,
@@ -60,7 +62,8 @@ def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cac
     Args:
       specs: name -> {"kind": an entry of SOURCES, and that source's own arguments}; of every kind also "repeat": how often a
         sample counts, "every": n takes each n-th sample, "except_every": n the others, "hide_labels": as if without annotation,
-        "cut": the arguments of `PatchSource`, which cuts the images into patches.
+        "cut": the arguments of `PatchSource`, which cuts the images into patches. "source" of the kind "composed" is again a
+        name -> spec of sources; they are cached instead of what is composed on disk, and both in memory.
       root: folder that relative "root", "image_dir" and "annotations" start from.
       cache_gb: memory for decoded samples, shared evenly. Each worker process may fill as much again.
       disk_cache: folder for decoded samples, "" for none; see `DiskCache`. It pays where the samples exceed the memory, or
@@ -79,27 +82,31 @@ def open_source(specs: Mapping[str, Mapping[str, Any]], *, root: str | Path, cac
         options = dict(spec)
         kind, repeat = options.pop("kind"), options.pop("repeat", 1)
         every, others, hide_labels = options.pop("every", 1), options.pop("except_every", 0), options.pop("hide_labels", False)
-        cut = options.pop("cut", None)
+        cut, share = options.pop("cut", None), cache_gb / len(specs)
         if kind not in SOURCES:
             raise ValueError(f"source {name!r}: kind {kind!r} is unknown; known are {', '.join(sorted(SOURCES))}.")
+        if composed := kind == "composed" and "source" in options:
+            share /= 2
+            options["source"] = open_source(options["source"], root=root, cache_gb=share, disk_cache=disk_cache,
+                                            disk_cache_gb=disk_cache_gb, unreadable=unreadable)
         paths = {key: Path(root) / options[key] for key in sorted(PATHS & set(options))}
         try:
             source: Source = CheckedSource(SOURCES[kind](**options | paths))
         except TypeError as error:
             raise ValueError(f"source {name!r} of kind {kind!r}: {error}; see jaxcell/data/sources/{kind}.py.") from error
-        if disk_cache:
+        if disk_cache and not composed:
             origin = json.dumps([kind, options | {key: str(path.absolute()) for key, path in paths.items()}], default=str)
             state = state_of_files(paths, leave_out=Path(disk_cache))
             cache = DiskCache(disk_cache, max_bytes=int(disk_cache_gb * 2**30), source=origin, state=state)
             source = DiskCachedSource(source, cache)
-        if unreadable == "skip":
+        if unreadable == "skip" and not composed:
             source = readable_samples(source, label=name)
         if every > 1 or others:
             numbers = range(len(source))
             source = SelectedSource(source, [i for i in numbers if i % every == 0 and not (others and i % others == 0)])
         if hide_labels:
             source = UnlabelledSource(source)
-        source = CachedSource(source, max_bytes=int(cache_gb * 2**30 / len(specs)))
+        source = CachedSource(source, max_bytes=int(share * 2**30))
         parts.append(source if cut is None else _cut(source, dict(cut), name))
         repeats.append(repeat)
     return ConcatSource(parts, repeats=repeats)
