@@ -155,9 +155,10 @@ from jaxcell.synthesize import synthesize
 
 synthesis = get_synthesis(SYNTHESIS)
 synthesis.count.train = COUNT
-print("as composed:", synthesize(synthesis, "composed"))
-synthesis.translator = "pairs"
-print("made into brightfield:", synthesize(synthesis, "made"))"""
+for folder, translator in (("composed", ""), ("made", "pairs")):
+    synthesis.translator = translator
+    if not Path(folder).exists():
+        print(folder, synthesize(synthesis, folder))"""
 
 COMPOSED = """\
 from jaxcell.cli import main
