@@ -47,8 +47,9 @@ t98g, t98g_plain, t98g_paper
                           t98g       0.811  0.824  0.824     89.9  62.8  73.9      0.343  0.360  0.388     0.107  0.119  0.128
                       The paper's gain (DSC +5.98 points with R50) is not there: +0.003 in DSC and +0.004 in F1 on average, with
                       both signs among the seeds; only AP is higher in all three, by 0.004 to 0.025, on four images. The same
-                      budget for both, but a small one: 125 steps with outliers, and a network that is not pretrained. F1 is low since cells that touch stay one (some 40 merges of 130 cells); outlines are right.
-                      t98g_paper was not compared.
+                      budget for both, but a small one: 125 steps with outliers, and a network that is not pretrained. F1 is
+                      low since cells that touch stay one (some 40 merges of 130 cells); outlines are right. t98g_paper was not
+                      compared.
 own                   the network of t98g on your own folder of images and labels:
                           python train.py --config configs/morphoseg.py:own --workdir runs/own --config.data.root=DIR
                       DIR holds train/ and val/, or a manifest.csv with splits, or just images and labels (a fifth is held out).
