@@ -48,7 +48,12 @@ baby_yeast, baby_yeast_watershed
                           python train.py --config configs/sparse_seunet.py:baby_yeast --workdir runs/baby_yeast \\
                               --config.data.root=../shared/data --minutes=40
                           python evaluate.py --workdir runs/baby_yeast --checkpoint=latest
-                      Measured: not yet.
+                      Cells of one trap at four times train it; scored are that trap later, an empty one, and another one: 3
+                      images, 6 cells. 1200 steps in 20 min on one core: F1@0.5 0.600, AP 0.132, AP50 0.505 (all cells are
+                      small in COCO's sense), overlap F1 0.106: of the known trap 3 of 4 cells, with splinters, of the other
+                      none. On what it was trained with it is near perfect (AP 0.905 after 1200 steps of all five times,
+                      overlapping cells whole): it knows these images by heart. Pasted cells (sparse_seunet_paste) did not
+                      help: F1@0.5 0.154. The baseline is not measured yet.
 overlaps, overlaps_watershed
                       the same on synthetic brightfield cells of which many overlap. Measured: not yet.
 original, original_100, original_1000
@@ -262,7 +267,7 @@ def _baby_yeast(c: ml_collections.ConfigDict) -> None:
     train, val = (_folder("baby_yeast", split, "budding yeast") for split in ("train", "val"))
     c.data.train = ml_collections.ConfigDict({"baby_yeast": train | {"except_every": 8}})
     c.data.val = ml_collections.ConfigDict({"later": train | {"every": 8}, "other_trap": val})
-    c.data.update({"channels": 5, "augment": "sparse_seunet_paste", "crop": 96, "batch_size": 4, "reject_empty": 0.9})
+    c.data.update({"channels": 5, "augment": "free", "crop": 96, "batch_size": 4, "reject_empty": 0.9})
     c.model.queries = c.targets.max_cells = 16
     c.inference.update({"tile": 128, "margin": 32, "block": 512, "halo": 64, "batch": 1})
     c.train.update({"steps": 1200, "log_every": 20, "eval_every": 400, "eval_images": 3, "checkpoint_every": 200, "images": 3})
