@@ -68,7 +68,7 @@ def _paper() -> ml_collections.ConfigDict:
     c.inference.tile = 512
     c.inference.margin = 0              # the thesis' parts do not overlap; a tile of 1024 with a margin of 256 hides their seams
     c.inference.batch = 1
-    c.inference.noise = True            # drop features in prediction too, as the thesis and the reference; repeatable
+    c.inference.noise = True            # drop features in prediction too, as the thesis; only networks of 6 levels and more do
 
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.01
