@@ -284,7 +284,7 @@ def _overlaps(c: ml_collections.ConfigDict) -> None:
     c.data.val = ml_collections.ConfigDict({"synthetic": source(32, 2)})
     c.data.update({"augment": "flips", "crop": 128, "batch_size": 4})
     c.inference.update({"tile": 128, "margin": 32, "block": 512, "halo": 64, "batch": 4})
-    c.train.update({"steps": 2000, "log_every": 20, "eval_every": 500, "eval_images": 32, "checkpoint_every": 200, "images": 4})
+    c.train.update({"steps": 1500, "log_every": 20, "eval_every": 500, "eval_images": 32, "checkpoint_every": 200, "images": 4})
 
 
 def _original(c: ml_collections.ConfigDict, *, composed: str = "") -> None:
