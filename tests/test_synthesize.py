@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from configs.maunet import get_config as maunet
 from configs.pix2pix import get_config as pix2pix
 from configs.synthesis import get_config
 from jaxcell.cli import main
@@ -17,7 +18,7 @@ from jaxcell.configuration import load_config
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.synthesize import composed_parts, synthesize
 from jaxcell.train import train
-from jaxcell.translate import load_translator
+from jaxcell.translate import load_features, load_translator
 
 
 def masks_of(sample) -> list[bytes]:
@@ -118,6 +119,15 @@ def test_images_that_a_network_makes(tmp_path, capsys):
     assert np.abs(translate(image) - load_translator(workdir, config=quiet)(image)).max() > 1e-4    # more than rounding
     with pytest.raises(ValueError, match="is shown 1 planes"):
         translate(image[..., :0])
+
+    cells = maunet("toy")       # another run's network says what a Fréchet distance compares
+    cells.train.update({"steps": 1, "eval_every": 2, "checkpoint_every": 1})
+    train(cells, tmp_path / "cells_run", allow_cpu=True)
+    name, seen = load_features(tmp_path / "cells_run")
+    features = seen(np.stack([image[..., 0], image[::-1, :, 0]]) / 255)
+    assert name == "frechet" and features.shape[0] == 2 and np.isfinite(features).all()
+    assert main(["evaluate", "--workdir", workdir, f"--config.train.features={tmp_path / 'cells_run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "evaluation" / "images.json").read_text())["frechet"] > 0
     synthesis = get_config("toy")
     synthesis.translator = str(tmp_path / "run")
     synthesize(synthesis, tmp_path / "made")
