@@ -29,11 +29,9 @@ def shrunken(source: str) -> str:
 def flat_folder(path):
     """Six annotated images in one folder, as a user may have them."""
     path.mkdir()
-    for number in range(6):
-        sample = SyntheticSource(6, size=64, seed=3)[number]
+    for number, sample in enumerate(SyntheticSource(6, size=64, seed=3)):
         Image.fromarray(sample.image[..., 0]).save(path / f"{number}.png")
-        Image.fromarray(sample.labels.max(-1).astype(np.uint8) if sample.labels.ndim == 3 else sample.labels.astype(np.uint8)
-                        ).save(path / f"{number}_label.png")
+        Image.fromarray(sample.labels.max(-1).astype(np.uint8)).save(path / f"{number}_label.png")
     return path
 
 
