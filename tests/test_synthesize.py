@@ -106,6 +106,7 @@ def test_images_that_a_network_makes(tmp_path, capsys):
     config = pix2pix("toy")
     config.train.update({"steps": 2, "eval_every": 2, "checkpoint_every": 2})
     config.model.levels = 6     # the fewest of which one drops features
+    config.optimizer.schedule.base = 0.05   # as drawn at first, weights are so small that its deepest features reach no pixel
     train(config, tmp_path / "run")
     workdir = str(tmp_path / "run")
     assert main(["evaluate", "--workdir", workdir]) == 0
@@ -116,7 +117,7 @@ def test_images_that_a_network_makes(tmp_path, capsys):
     np.testing.assert_array_equal(translate(image), translate(image))       # its noise is drawn from the image
     quiet = load_config(workdir)
     quiet.inference.noise = False
-    assert np.abs(translate(image) - load_translator(workdir, config=quiet)(image)).max() > 1e-4    # more than rounding
+    assert np.abs(translate(image) - load_translator(workdir, config=quiet)(image)).max() > 0.01
     with pytest.raises(ValueError, match="is shown 1 planes"):
         translate(image[..., :0])
 
