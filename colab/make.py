@@ -21,11 +21,16 @@ class Task:
     Attributes:
       title, about: Markdown.
       example: options of the synthetic microscope that draws example images.
+      steps, minutes: of training.
+      settings: other keys of the config.
     """
 
     title: str
     about: str
     example: str
+    steps: int = 400
+    minutes: int = 10
+    settings: str = "{}"
 
 
 TASKS = {
@@ -46,7 +51,8 @@ TASKS = {
         'modality="phase", shape="irregular", radius=(14.0, 20.0)'),
     "sparse_seunet": Task(
         "SparseSEU-Net", "A list of masks instead of a map: cells that overlap are both whole. Prytula's thesis; Cheng et al., "
-        "SparseInst, CVPR 2022.", 'modality="phase", overlap=0.6, radius=(9.0, 13.0)'),
+        "SparseInst, CVPR 2022.", 'modality="phase", overlap=0.6, radius=(6.0, 9.0)', steps=3000, minutes=20,
+        settings='{"data.crop": 64, "inference.tile": 64, "inference.margin": 24}      # pixels; a crop holds some cells whole'),
 }
 
 INSTALL = f"""\
@@ -72,8 +78,10 @@ PARAMETERS = """\
 # other layouts (docs/data.md). "": example images are drawn.
 DATA = ""
 VARIANT = "own"     # of configs/{system}.py
-STEPS = 400         # of training; MINUTES end it earlier
-MINUTES = 10"""
+STEPS = {steps}        # of training; MINUTES end it earlier
+MINUTES = {minutes}
+# Other keys of the config, such as {{"data.planes": (0, 2)}}
+SETTINGS = {settings}"""
 
 EXAMPLE = """\
 from jaxcell.data.sources.synthetic import SyntheticSource
@@ -100,6 +108,7 @@ config = get_config(VARIANT)
 config.data.root = DATA
 config.train.steps = STEPS
 config.train.eval_every = max(1, STEPS // 2)
+config.update_from_flattened_dict(SETTINGS)
 train(config, "run", minutes=MINUTES, allow_cpu=True)
 display(Image("run/curves.png"))"""
 
@@ -197,8 +206,8 @@ def main() -> None:
             ("markdown", f"# {task.title}\n\n{badge(system)}\n\n{task.about}"),
             ("install", INSTALL), ("doctor", DOCTOR),
             ("markdown", "## Images\n\nYour own, or examples from the synthetic microscope."),
-            ("parameters", PARAMETERS.format(system=system)), ("example", EXAMPLE.format(example=task.example)),
-            ("sheet", SHEET),
+            ("parameters", PARAMETERS.format(system=system, steps=task.steps, minutes=task.minutes, settings=task.settings)),
+            ("example", EXAMPLE.format(example=task.example)), ("sheet", SHEET),
             ("markdown", f"## Train\n\nA small network; `configs/{system}.py` has the published ones. Run the cell again to go "
              "on."),
             ("train", TRAIN.format(system=system)),

@@ -41,7 +41,7 @@ class Features(NamedTuple):
 
     Attributes:
       name: of the distance, "fid" only for that of Inception.
-      of: planes [n, H, W] in [0, 1] -> feature vectors [n, D].
+      of: image [H, W, K] in [0, 1] -> feature vectors [n, D], one of each plane or one of all together.
     """
 
     name: str
@@ -117,8 +117,7 @@ def score_images(translate: Callable[[np.ndarray], np.ndarray], samples: Iterabl
 
     Returns:
       "l1": mean absolute error over all pixels, as a share of the full range; and with features, under their name, the Fréchet
-      distance between the made planes and the real ones, each an image by itself. It needs thousands of planes to mean the same
-      as elsewhere.
+      distance between what is made and what is real. It needs thousands of planes to mean the same as elsewhere.
 
     Raises:
       ValueError: no samples.
@@ -133,7 +132,7 @@ def score_images(translate: Callable[[np.ndarray], np.ndarray], samples: Iterabl
         total, count = total + float(np.abs(made - real).sum()), count + real.size
         if features is not None:
             for found, side in zip(seen, (made, real), strict=True):
-                found.append(features.of(np.moveaxis(side, -1, 0)))
+                found.append(features.of(side))
         if pictures is not None and number < picture_count:
             row = np.concatenate([*np.moveaxis(shown, -1, 0), *np.moveaxis(made, -1, 0), *np.moveaxis(real, -1, 0)], axis=1)
             viz.save_png(pictures / f"{sample.name}.png", np.repeat((255 * np.clip(row, 0, 1)).astype(np.uint8)[..., None], 3, 2))
@@ -150,47 +149,63 @@ def image_scorer(config: Any) -> Callable[..., dict[str, float]]:
       ValueError: see `load_features`.
     """
     return partial(score_images, normalize=dict(config.data.normalize), planes=tuple(config.data.planes) or None,
-                   features=load_features(config.train.features) if config.train.features else None)
+                   features=load_features(config.train.features, planes=config.model.outputs) if config.train.features else None)
 
 
-def load_features(path: str | Path) -> Features:
-    """What a network sees in planes, for a Fréchet distance of images.
+def load_features(path: str | Path, *, planes: int) -> Features:
+    """What a network sees in images, for a Fréchet distance.
 
     Args:
       path: pt_inception-2015-12-05-6726825d.pth, the weights that the Fréchet inception distance is defined with; or the
         workdir of a run whose network says something of every pixel. Then the features are mean and standard deviation of each
         of its dense maps over the image, and the distance has another unit: compare it within one such network only.
+      planes: K, of the images to compare. Inception sees each by itself; a run's network sees them together if it was trained
+        with so many, else each by itself.
 
     Raises:
-      ValueError: other weights, or a run without dense maps of the image.
+      ValueError: other weights; a run without dense maps of the image; or a run of K' planes, neither K nor 1 nor 3.
 
     Source: Heusel et al. 2017; the thesis, section 5.6. A plane is repeated to the three that Inception expects.
     """
     if Path(path).is_dir():
-        return Features("frechet", _seen_by_run(path))
+        return Features("frechet", _seen_by_run(path, planes))
     network = InceptionV3()
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     variables = jax.device_put(load_inception(read_checkpoint(path), shapes))
     apply = jax.jit(network.apply, compiler_options=compiler_options())
-    return Features("fid", lambda planes: np.asarray(apply(variables, np.repeat(planes[..., None], 3, axis=-1))))
+    return Features("fid", lambda image: np.asarray(apply(variables, np.repeat(_apart(image), 3, axis=-1))))
 
 
-def _seen_by_run(workdir: str | Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Planes [n, H, W] in [0, 1] -> [n, D] of a trained network's dense maps; sides are cut to multiples of its divisor."""
+def _apart(image: np.ndarray) -> np.ndarray:
+    """[H, W, K] -> [K, H, W, 1]."""
+    return np.moveaxis(image, -1, 0)[..., None]
+
+
+def _seen_by_run(workdir: str | Path, planes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Image [H, W, K] in [0, 1] -> [1 or K, D] of a trained network's dense maps; sides are cut to multiples of its divisor."""
     config = load_config(workdir)
     system, mesh = build_system(config), make_mesh()
-    variables = trained_state(config, system, workdir, mesh)[0].predicting
     apply, channels, normalize = make_apply(system.model), config.data.channels, dict(config.data.normalize)
+    if channels not in (planes, 1, 3):
+        raise ValueError(f"config.train.features={str(workdir)!r}: its network sees {channels} planes, and the images to compare "
+                         f"have {planes}. Name a run with {planes} planes, or of grey or colour images, which sees each alone.")
+    variables = trained_state(config, system, workdir, mesh)[0].predicting
 
-    def seen(planes: np.ndarray) -> np.ndarray:
-        height, width = (side // system.divisor * system.divisor for side in planes.shape[1:])
-        cut = planes[:, :height, :width, None]
-        images = np.stack([fit_normalizer(plane, normalize, channels=channels)(plane) for plane in cut])
-        outputs = jax.device_get(apply(variables, jnp.asarray(images, jnp.float32)))
-        maps = [value for value in outputs.values() if value.ndim == 4 and value.shape[1] * width == value.shape[2] * height]
-        if not maps:
-            raise ValueError(f"config.train.features={str(workdir)!r}: its network draws no dense maps of the image; name a "
-                             "run that does, such as one of maunet.")
-        return np.concatenate([part for value in maps for part in (value.mean((1, 2)), value.std((1, 2)))], axis=-1)
+    def dense(outputs: Mapping[str, Any], sides: tuple[int, int]) -> list[Any]:
+        return [value for value in outputs.values() if value.ndim == 4 and value.shape[1] * sides[1] == value.shape[2] * sides[0]]
+
+    side = 2 * system.divisor
+    if not dense(jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)), (side, side)):
+        raise ValueError(f"config.train.features={str(workdir)!r}: its network draws no dense maps of the image; name a run that "
+                         "does, such as one of maunet.")
+
+    def seen(image: np.ndarray) -> np.ndarray:
+        sides = tuple(length // system.divisor * system.divisor for length in image.shape[:2])
+        cut = image[:sides[0], :sides[1]]
+        parts = cut[None] if channels == planes else _apart(cut)
+        inputs = [fit_normalizer(part, normalize, channels=channels)(part) for part in parts]
+        outputs = jax.device_get(apply(variables, jnp.asarray(np.stack(inputs), jnp.float32)))
+        moments = [(value.mean((1, 2)), value.std((1, 2))) for value in dense(outputs, sides)]
+        return np.concatenate([moment for pair in moments for moment in pair], axis=-1)
 
     return seen

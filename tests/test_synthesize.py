@@ -124,9 +124,17 @@ def test_images_that_a_network_makes(tmp_path, capsys):
     cells = maunet("toy")       # another run's network says what a Fréchet distance compares
     cells.train.update({"steps": 1, "eval_every": 2, "checkpoint_every": 1})
     train(cells, tmp_path / "cells_run", allow_cpu=True)
-    name, seen = load_features(tmp_path / "cells_run")
-    features = seen(np.stack([image[..., 0], image[::-1, :, 0]]) / 255)
-    assert name == "frechet" and features.shape[0] == 2 and np.isfinite(features).all()
+    pair = np.concatenate([image, image[::-1]], axis=-1) / 255
+    name, seen = load_features(tmp_path / "cells_run", planes=2)
+    apart = seen(pair)          # a network of colours sees each plane alone
+    assert name == "frechet" and apart.shape[0] == 2 and np.isfinite(apart).all()
+    cells.data.channels = 2     # and one of two planes both
+    for source in (cells.data.train, cells.data.val):
+        source.synthetic = {"kind": "synthetic", "modality": "brightfield", "count": 4, "size": 64}
+    train(cells, tmp_path / "two", allow_cpu=True)
+    assert load_features(tmp_path / "two", planes=2).of(pair).shape == (1, apart.shape[1])
+    with pytest.raises(ValueError, match="sees 2 planes, and the images to compare have 3"):
+        load_features(tmp_path / "two", planes=3)
     assert main(["evaluate", "--workdir", workdir, f"--config.train.features={tmp_path / 'cells_run'}"]) == 0
     assert json.loads((tmp_path / "run" / "evaluation" / "images.json").read_text())["frechet"] > 0
     synthesis = get_config("toy")
