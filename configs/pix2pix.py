@@ -68,6 +68,7 @@ def _paper() -> ml_collections.ConfigDict:
     c.inference.tile = 512
     c.inference.margin = 0              # the thesis' parts do not overlap; a tile of 1024 with a margin of 256 hides their seams
     c.inference.batch = 1
+    c.inference.statistics = "tile"     # of norms: of each tile by itself; "running": averages of training
     c.inference.noise = True            # drop features in prediction too, as the thesis; only networks of 6 levels and more do
 
     c.optimizer.name = "adamw"
@@ -89,9 +90,9 @@ def _synthetic(c: ml_collections.ConfigDict) -> None:
     c.data.train = ml_collections.ConfigDict({"pairs": _pairs(64, 1, 256)})
     c.data.val = ml_collections.ConfigDict({"pairs": _pairs(8, 2, 256)})
     c.model.update({"levels": 6, "width": 16, "judge_width": 16})
-    c.data.update({"crop": 128, "batch_size": 4, "cache_gb": 1.0})
+    c.data.update({"crop": 128, "cache_gb": 1.0})
     c.inference.update({"tile": 256, "margin": 0, "batch": 2})
-    c.train.update({"steps": 2000, "log_every": 50, "eval_every": 500, "eval_images": 8, "checkpoint_every": 250, "images": 2})
+    c.train.update({"steps": 6000, "log_every": 100, "eval_every": 1000, "eval_images": 8, "checkpoint_every": 500, "images": 2})
 
 
 def _toy(c: ml_collections.ConfigDict) -> None:

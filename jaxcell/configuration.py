@@ -34,7 +34,8 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
 # (part, key) -> keys that came later to the configs that have this one there, and what such runs did before.
 ADDED_BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("inference", "overlap"): {"edges": "centred", "merge": "outputs"},
-    ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()}}
+    ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()},
+    ("inference", "noise"): {"statistics": "running"}}
 
 
 def common_config(system: str) -> ml_collections.ConfigDict:

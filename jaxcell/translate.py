@@ -25,7 +25,7 @@ from jaxcell.models.encoders.inception import InceptionV3
 from jaxcell.pretrained.inception import load_inception
 from jaxcell.pretrained.torch import read_checkpoint
 from jaxcell.start import trained_state
-from jaxcell.system import System
+from jaxcell.system import System, chosen
 from jaxcell.systems import build_system
 from jaxcell.training.mesh import make_mesh, shard_batch
 from jaxcell.training.step import make_apply
@@ -52,15 +52,18 @@ def make_translate(system: System, mesh: Mesh, config: Any) -> Translate:
     """(variables, image [H, W, C] as stored) -> what the network makes of it, [H, W, K] float32 in [0, 1].
 
     The planes that are shown come first. With `config.inference.noise` features are dropped at random, by a seed that is drawn
-    from the image itself: another image gets other noise, the same image always the same.
+    from the image itself: another image gets other noise, the same image always the same. `config.inference.statistics` says
+    what norms take: an entry of `STATISTICS`.
 
     Raises:
-      ValueError: the system finds cells instead of making images; or an image without the planes that are shown.
+      ValueError: the system finds cells instead of making images; unknown statistics; or an image without the planes that are
+        shown.
     """
     options, draw = config.inference, system.draw
     if draw is None:
         raise ValueError(f"config.system={config.system!r} finds cells and makes no images; name a run of pix2pix.")
-    apply = _make_noisy_apply(system.model, noise=options.noise)
+    apply = jax.jit(partial(chosen(STATISTICS, "inference.statistics", options.statistics), system.model, noise=options.noise),
+                    compiler_options=compiler_options())
 
     def translate(variables: Any, image: np.ndarray) -> np.ndarray:
         if image.shape[2] < config.model.inputs:
@@ -80,10 +83,21 @@ def make_translate(system: System, mesh: Mesh, config: Any) -> Translate:
     return translate
 
 
-def _make_noisy_apply(model: nn.Module, *, noise: bool) -> Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]]:
-    """The network in eval mode, but for its noise: (variables, image [B, H, W, C], key) -> outputs."""
-    return jax.jit(lambda variables, image, key: model.apply(variables, image, False, noise=noise, rngs={"dropout": key}),
-                   compiler_options=compiler_options())
+def _apply_running(model: nn.Module, variables: Any, images: jax.Array, key: jax.Array, *, noise: bool) -> Any:
+    return model.apply(variables, images, False, noise=noise, rngs={"dropout": key})
+
+
+def _apply_each(model: nn.Module, variables: Any, images: jax.Array, key: jax.Array, *, noise: bool) -> Any:
+    def alone(image: jax.Array, key: jax.Array) -> Any:
+        outputs, _ = model.apply(variables, image[None], True, noise=noise, rngs={"dropout": key}, mutable=["batch_stats"])
+        return jax.tree.map(lambda value: value[0], outputs)
+
+    return jax.vmap(alone)(images, jax.random.split(key, len(images)))
+
+
+STATISTICS: Mapping[str, Callable[..., Any]] = {"tile": _apply_each, "running": _apply_running}
+"""What norms take in prediction: mean and deviation of each tile by itself, as Isola et al. and their test.py (unless it is told
+--eval), which suits batches of one image; or the running averages of training, which lag behind while two networks compete."""
 
 
 def load_translator(workdir: str | Path, *, checkpoint: str = "best", config: Any = None) -> Callable[[np.ndarray], np.ndarray]:

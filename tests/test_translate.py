@@ -1,0 +1,36 @@
+"""Prediction of networks that make images."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from configs.pix2pix import get_config
+from jaxcell.systems.pix2pix import TranslationNetwork, build
+from jaxcell.training.mesh import make_mesh
+from jaxcell.translate import STATISTICS, make_translate
+
+
+def test_norms_take_each_tile_or_the_averages_of_training():
+    network, key = TranslationNetwork(levels=3, width=4), jax.random.key(1)
+    images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 1))
+    variables = network.init(key, images)
+    other = variables | {"batch_stats": jax.tree.map(lambda average: average + 1, variables["batch_stats"])}
+
+    def made(statistics, variables, images):
+        return np.asarray(STATISTICS[statistics](network, variables, images, key, noise=False)["planes"])
+
+    alone = [network.apply(variables, images[index:index + 1], True, noise=False, mutable=["batch_stats"])[0]["planes"][0]
+             for index in range(2)]
+    np.testing.assert_allclose(made("tile", variables, images), alone, atol=1e-6)
+    np.testing.assert_array_equal(made("tile", variables, images), made("tile", other, images))
+    assert np.abs(made("running", variables, images) - made("running", other, images)).max() > 1e-5
+    assert np.abs(made("running", variables, images) - made("tile", variables, images)).max() > 1e-5
+
+
+def test_unknown_statistics_are_refused():
+    config = get_config("toy")
+    config.inference.statistics = "batch"
+    with pytest.raises(ValueError, match="inference.statistics"):
+        make_translate(build(config), make_mesh(), config)
