@@ -35,7 +35,7 @@ from jaxcell.export.coco import read_coco
 from jaxcell.inference.blocks import BlockMaps, dense_blocks, predict_image, predict_maps
 from jaxcell.inference.ensemble import mean_outputs, merged_blocks, step_of_overlap
 from jaxcell.inference.overlap import predict_image_overlapping
-from jaxcell.inference.tiling import Window
+from jaxcell.inference.tiling import Window, plan_tiles
 from jaxcell.inference.windows import predict_image_by_windows
 from jaxcell.metrics.analysis import ANALYSES
 from jaxcell.metrics.masks import COCO_SIZES, LIVECELL_DETECTIONS, LIVECELL_SIZES
@@ -75,7 +75,7 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
       partners: further networks, images -> outputs with the same keys; the mean of all is decoded.
 
     Raises:
-      ValueError: an unknown mode, or a system that makes images.
+      ValueError: an unknown mode, a tile that the network cannot take, or a system that makes images.
     """
     if system.draw is not None:
         raise ValueError(f"config.system={config.system!r} makes images, not cells; make them with `jaxcell synthesize`, and "
@@ -96,6 +96,8 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     if options.mode not in modes:
         raise ValueError(f"config.inference.mode={options.mode!r} is unknown; known are {', '.join(modes)}.")
     segment = modes[options.mode]()
+    if options.mode in ("blocks", "windows"):       # training calls this before its first step, hours before it predicts
+        plan_tiles((options.tile, options.tile), tile=options.tile, margin=options.margin, divisor=system.divisor)
 
     def predict(variables: Any, image: np.ndarray, uncertainty: np.ndarray | None = None) -> Instances:
         image = image[..., None] if image.ndim == 2 else image

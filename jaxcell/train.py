@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,8 +160,9 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
     first, last = int(state.step), config.train.steps
     until = min(config.train.stop_step or last, last)
     stopwatch, before = Stopwatch(), None
+    # Whatever ends the run, what is being written is finished first.
     with (MetricLog(workdir, resume_step=first, active=leader) as log,
-          progress_bar(initial=first, total=last, active=leader) as bar, stop_signals() as stop):
+          progress_bar(initial=first, total=last, active=leader) as bar, stop_signals() as stop, closing(checkpoints)):
 
         def validate(step: int) -> None:
             if not len(val_source) or (step % config.train.eval_every and step != last):
@@ -216,10 +217,9 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
             if leaving:
                 break
 
-        # ------------------------------------------------------------ end
-        checkpoints.close()
-        if leader and log.path.stat().st_size:
-            viz.curves(log.path, workdir / "curves.png")
+    # ---------------------------------------------------------------- end
+    if leader and log.path.stat().st_size:
+        viz.curves(log.path, workdir / "curves.png")
     for iterator in (batches, unlabelled):
         if iterator:
             iterator.close()

@@ -19,6 +19,7 @@ from jaxcell import viz
 from jaxcell.configuration import load_config
 from jaxcell.data.normalize import fit_normalizer
 from jaxcell.inference.blocks import dense_blocks, predict_maps
+from jaxcell.inference.tiling import plan_tiles
 from jaxcell.metrics.frechet import feature_statistics, frechet_distance
 from jaxcell.models.backend import compiler_options
 from jaxcell.models.encoders.inception import InceptionV3
@@ -56,12 +57,13 @@ def make_translate(system: System, mesh: Mesh, config: Any) -> Translate:
     what norms take: an entry of `STATISTICS`.
 
     Raises:
-      ValueError: the system finds cells instead of making images; unknown statistics; or an image without the planes that are
-        shown.
+      ValueError: the system finds cells instead of making images; unknown statistics; a tile that the network cannot take; or
+        an image without the planes that are shown.
     """
     options, draw = config.inference, system.draw
     if draw is None:
         raise ValueError(f"config.system={config.system!r} finds cells and makes no images; name a run of pix2pix.")
+    plan_tiles((options.tile, options.tile), tile=options.tile, margin=options.margin, divisor=system.divisor)
     apply = jax.jit(partial(chosen(STATISTICS, "inference.statistics", options.statistics), system.model, noise=options.noise),
                     compiler_options=compiler_options())
 

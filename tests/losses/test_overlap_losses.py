@@ -1,4 +1,4 @@
-"""The two guided focal losses pull where they should, and a map of the wrong shape is refused."""
+"""The focal losses that a map guides pull where they should, and a map of the wrong shape is refused."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def test_the_map_changes_what_it_should():
     np.testing.assert_allclose(OVERLAP_LOSSES["focal"](LOGITS, TARGET, everywhere), plain)
     np.testing.assert_allclose(OVERLAP_LOSSES["reweighted"](LOGITS, TARGET, nowhere), plain)
     np.testing.assert_allclose(OVERLAP_LOSSES["reweighted"](LOGITS, TARGET, everywhere), binary_focal(LOGITS, 0 * TARGET))
+    np.testing.assert_allclose(OVERLAP_LOSSES["guided"](LOGITS, TARGET, nowhere), plain)
+    np.testing.assert_allclose(OVERLAP_LOSSES["guided"](LOGITS, TARGET, everywhere), plain * TARGET)    # overlaps stay asked for
     np.testing.assert_allclose(OVERLAP_LOSSES["pixel_weighted"](LOGITS, TARGET, nowhere), 0)
     np.testing.assert_allclose(OVERLAP_LOSSES["pixel_weighted"](LOGITS, TARGET, everywhere), plain)
 
