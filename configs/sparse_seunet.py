@@ -59,7 +59,14 @@ baby_yeast, baby_yeast_watershed
                       F1@0.5 0.154. The baseline (11 min): F1@0.5 0.400, AP 0.269, AP50 0.337, overlap F1 0: two round cells
                       of the known trap, outlined better than by the sparse masks, and no bud.
 overlaps, overlaps_watershed
-                      the same on synthetic brightfield cells of which many overlap. Measured: not yet.
+                      the same on synthetic brightfield cells of which many overlap, in images of 64 pixels (commands as above,
+                      no data needed). 128 images that training never saw, 633 cells, all small in COCO's sense:
+                                               steps, one core        F1@0.5   AP      AP50    AP75    overlap F1
+                          overlaps             4000, 33 min            0.808   0.540   0.797   0.564   0.178
+                          overlaps_watershed   2000, 8 min             0.984   0.818   0.970   0.912   0
+                      On this budget the masks by queries are far behind a watershed, and still learning (F1@0.5 0.627 after
+                      1000 steps, 0.702, 0.788, 0.812); only they have pixels in two cells. Looked at: pairs that share pixels
+                      come out whole, others lose the shared part to one of the two, and large cells have splinters beside them.
 original, original_100, original_1000
                       Tables 5.4 to 5.6 in small: all decoders, of eight annotated synthetic brightfield images alone, and with
                       100 and 1000 images composed of the same eight in phase contrast (configs/synthesis.py:pairs) and
@@ -302,7 +309,7 @@ def _overlaps_watershed(c: ml_collections.ConfigDict) -> None:
     _overlaps(c)
     _to_watershed(c, heads=FOUR)
     c.inference.margin = 16
-    c.train.steps = 2000                # more change nothing
+    c.train.steps = 2000                # after 1000 F1@0.5 is 0.978, then 0.984
 
 
 def _original(c: ml_collections.ConfigDict, *, composed: str = "") -> None:
@@ -316,6 +323,7 @@ def _original(c: ml_collections.ConfigDict, *, composed: str = "") -> None:
     made = {"composed": _folder(composed, "train")} if composed else {}
     c.data.train = ml_collections.ConfigDict({"original": source(8, 1), **made})
     c.data.val = ml_collections.ConfigDict({"original": source(32, 2)})
+    c.loss.alpha = 0.9                  # one pixel of 250 lies in an overlap
     c.train.update({"steps": 500, "eval_every": 500})
 
 
