@@ -138,7 +138,7 @@ PAIRS = """\
 VARIANT = "synthetic"       # of configs/pix2pix.py; "paper" on your own pairs of phase contrast and brightfield
 SYNTHESIS = "pairs"         # of configs/synthesis.py
 COUNT = 100                 # images to compose
-STEPS = 400
+STEPS = 2000
 MINUTES = 15"""
 
 TRANSLATE = """\
