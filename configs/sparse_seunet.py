@@ -76,8 +76,16 @@ original, original_100, original_1000
                           python train.py --config configs/sparse_seunet.py:original_100 --workdir runs/original_100 \\
                               --config.data.root=runs/composed
                           python evaluate.py --workdir runs/original_100 --checkpoint=latest \\
-                              --planes=cytoplasm,nuclei,overlap:0.3
-                      Measured: not yet.
+                              --planes=cytoplasm,nuclei,overlap:0.5
+                      500 steps in 10 min on one core, 32 images that training never saw, F1 (the thesis'):
+                                               cytoplasm         nuclei            overlap           cells, F1@0.5
+                          original             0.982 (0.9266)    0.816 (0.9152)    0.412 (0.1073)    0.933
+                          original_100         0.954 (0.9304)    0.615 (0.9062)    0.187 (0.1607)    0.899
+                          original_1000        0.836 (0.9305)    0.534 (0.9247)    0.186 (0.2412)    0.869
+@@BAL@@
+                      The thesis' gain is not there. Looked at: composed images have no noise where nothing was pasted, and noisy
+                      background becomes cells. (Overlaps at 0.5, for config.loss.alpha is 0.9 here; the thesis' 0.3 gives the
+                      first row 0.209.)
 own                   the network of `overlaps` on your own folder:
                           python train.py --config configs/sparse_seunet.py:own --workdir runs/own --config.data.root=DIR
                       DIR holds train/ and val/, or a manifest.csv with splits, or just images and labels (a fifth is held out).
@@ -318,7 +326,8 @@ def _original(c: ml_collections.ConfigDict, *, composed: str = "") -> None:
     _to_watershed(c, heads=(*FOUR, "overlap"))
 
     def source(count: int, seed: int) -> dict[str, object]:
-        return {"kind": "synthetic", "modality": "brightfield", "count": count, "size": 256, "seed": seed, "overlap": 0.6}
+        return {"kind": "synthetic", "modality": "brightfield", "count": count, "size": 256, "seed": seed, "overlap": 0.6,
+                "repeat": 1}
 
     made = {"composed": _folder(composed, "train")} if composed else {}
     c.data.train = ml_collections.ConfigDict({"original": source(8, 1), **made})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -164,7 +165,9 @@ def readable_flag_errors() -> Iterator[None]:
         yield
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
-        text = text.rpartition("Error: ")[2]       # what a config file raised comes with its own traceback
+        text = text.rpartition("Error: ")[2].strip('"')     # what a config file raised comes with its own traceback
+        if re.fullmatch(r"'[^']*'", text):      # where no name is near, it is all that is said
+            text = f"the config has no key {text}, and none with a name like it. Its file in configs/ has those that can be set."
         raise ValueError(" ".join(text.split())) from error
 
 

@@ -99,6 +99,7 @@ def test_a_config_adds_what_training_will_do(lab, capsys):
     (("check", "absent"), "absent: no such folder or file"), (("check", "configs/none.py"), "none.py"),
     (("look",), "'look' is not a command; known are check, view, convert"), (("check", CONFIG, "surplus"), "surplus"),
     (("check", CONFIG, "--config.data.cropp=3"), "Did you mean \"crop\""),
+    (("check", CONFIG, "--config.data.zzz=3"), "the config has no key 'zzz'"),
     (("check", ".", "--kind", "video"), "--kind=video: is unknown; it is one of folder"),
     (("check", ".", "--kind", "synthetic"), "cannot be opened from a folder alone"),
 ])
