@@ -14,7 +14,6 @@ from configs.maunet import get_config as maunet
 from configs.pix2pix import get_config as pix2pix
 from configs.synthesis import get_config
 from jaxcell.cli import main
-from jaxcell.configuration import load_config
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.synthesize import composed_parts, synthesize
 from jaxcell.train import train
@@ -106,7 +105,6 @@ def test_images_that_a_network_makes(tmp_path, capsys):
     config = pix2pix("toy")
     config.train.update({"steps": 2, "eval_every": 2, "checkpoint_every": 2})
     config.model.levels = 6     # the fewest of which one drops features
-    config.optimizer.schedule.base = 0.05   # as drawn at first, weights are so small that its deepest features reach no pixel
     train(config, tmp_path / "run")
     workdir = str(tmp_path / "run")
     assert main(["evaluate", "--workdir", workdir]) == 0
@@ -115,9 +113,6 @@ def test_images_that_a_network_makes(tmp_path, capsys):
     assert "makes images, not cells" in capsys.readouterr().err
     translate, image = load_translator(workdir), np.random.default_rng(0).integers(0, 256, (64, 64, 1), np.uint8)
     np.testing.assert_array_equal(translate(image), translate(image))       # its noise is drawn from the image
-    quiet = load_config(workdir)
-    quiet.inference.noise = False
-    assert np.abs(translate(image) - load_translator(workdir, config=quiet)(image)).max() > 0.01
     with pytest.raises(ValueError, match="is shown 1 planes"):
         translate(image[..., :0])
 

@@ -29,6 +29,20 @@ def test_norms_take_each_tile_or_the_averages_of_training():
     assert np.abs(made("running", variables, images) - made("tile", variables, images)).max() > 1e-5
 
 
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_features_are_dropped_by_a_key_and_only_where_wanted(statistics):
+    network = TranslationNetwork(levels=6, width=4)
+    images = jax.random.uniform(jax.random.key(0), (1, 128, 128, 1))
+    variables = jax.tree.map(lambda value: 10 * value, network.init(jax.random.key(0), images))    # or deep features reach no pixel
+
+    def made(seed, noise):
+        return np.asarray(STATISTICS[statistics](network, variables, images, jax.random.key(seed), noise=noise)["planes"])
+
+    np.testing.assert_array_equal(made(1, True), made(1, True))
+    np.testing.assert_array_equal(made(1, False), made(2, False))
+    assert min(np.abs(made(1, True) - made(2, True)).max(), np.abs(made(1, True) - made(1, False)).max()) > 0.01
+
+
 def test_unknown_statistics_are_refused():
     config = get_config("toy")
     config.inference.statistics = "batch"
