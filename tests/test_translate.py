@@ -33,7 +33,7 @@ def test_norms_take_each_tile_or_the_averages_of_training():
 def test_features_are_dropped_by_a_key_and_only_where_wanted(statistics):
     network = TranslationNetwork(levels=6, width=4)
     images = jax.random.uniform(jax.random.key(0), (1, 128, 128, 1))
-    variables = jax.tree.map(lambda value: 10 * value, network.init(jax.random.key(0), images))    # or deep features reach no pixel
+    variables = jax.tree.map(lambda value: 10 * value, network.init(jax.random.key(0), images))    # deep features count
 
     def made(seed, noise):
         return np.asarray(STATISTICS[statistics](network, variables, images, jax.random.key(seed), noise=noise)["planes"])
