@@ -108,6 +108,7 @@ config = get_config(VARIANT)
 config.data.root = DATA
 config.train.steps = STEPS
 config.train.eval_every = max(1, STEPS // 2)
+config.lock()       # a key that does not exist is an error
 config.update_from_flattened_dict(SETTINGS)
 train(config, "run", minutes=MINUTES, allow_cpu=True)
 display(Image("run/curves.png"))"""

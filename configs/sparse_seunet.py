@@ -57,14 +57,14 @@ baby_yeast, baby_yeast_watershed
                       none. It knows by heart what it was trained with: all 16 cells found, overlapping ones whole (with
                       --truth=../shared/data/baby_yeast --split=train --modality=budding, which adds the later time: F1@0.5
                       0.950, AP 0.760, 20 cells). Pasted cells (--config.data.augment=sparse_seunet_paste) did not help:
-                      F1@0.5 0.154. The baseline (11 min): F1@0.5 0.400, AP 0.269, AP50 0.337, overlap F1 0: two round cells
+                      F1@0.5 0.154. The baseline (10 min): F1@0.5 0.400, AP 0.269, AP50 0.337, overlap F1 0: two round cells
                       of the known trap, outlined better than by the sparse masks, and no bud.
 overlaps, overlaps_watershed
                       the same on synthetic brightfield cells of which many overlap, in images of 64 pixels (commands as above,
                       no data needed). 128 images that training never saw, 633 cells, all small in COCO's sense:
                                                steps, one core        F1@0.5   AP      AP50    AP75    overlap F1
-                          overlaps             4000, 33 min            0.808   0.540   0.797   0.564   0.178
-                          overlaps_watershed   2000, 8 min             0.984   0.818   0.970   0.912   0
+                          overlaps             4000, 30 min            0.808   0.540   0.797   0.564   0.178
+                          overlaps_watershed   2000, 10 min            0.984   0.818   0.970   0.912   0
                       On this budget the masks by queries are far behind a watershed, and still learning (F1@0.5 0.627 after
                       1000 steps, 0.702, 0.788, 0.812); only they have pixels in two cells. Looked at: pairs that share pixels
                       come out whole, others lose the shared part to one of the two, and large cells have splinters beside them.
@@ -78,7 +78,7 @@ original, original_100, original_1000
                               --config.data.root=runs/composed
                           python evaluate.py --workdir runs/original_100 --checkpoint=latest \\
                               --planes=cytoplasm,nuclei,overlap:0.5
-                      500 steps in 10 min on one core, 32 images that training never saw, F1 (the thesis'):
+                      500 steps in 10 to 12 min on one core, 32 images that training never saw, F1 (the thesis'):
                                                cytoplasm         nuclei            overlap           cells, F1@0.5
                           original             0.982 (0.9266)    0.816 (0.9152)    0.412 (0.1073)    0.933
                           original_100         0.954 (0.9304)    0.615 (0.9062)    0.187 (0.1607)    0.899

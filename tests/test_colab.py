@@ -17,7 +17,8 @@ from jaxcell.data.sources.synthetic import SyntheticSource
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
-TINY = {"VARIANT": '"toy"', "SYNTHESIS": '"toy"', "COUNT": "2", "STEPS": "2", "MINUTES": "5", "DATA": '""', "SETTINGS": "{}"}
+TINY = {"VARIANT": '"toy"', "SYNTHESIS": '"toy"', "COUNT": "2", "STEPS": "2", "MINUTES": "5", "DATA": '""',
+        "SETTINGS": '{"train.log_every": 1}'}
 
 
 def shrunken(source: str) -> str:
