@@ -188,7 +188,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.inference.update({"tile": 256, "margin": 32, "block": 1024, "halo": 128, "batch": 2})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 1e-4, "clip_norm": 5.0, "clip_each_norm": 0.0, "accumulate": 1,
-        "schedule": {"name": "warmup_cosine", "base": 2e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 100}})
+        "schedule": {"name": "warmup_cosine", "base": 2e-3, "steps": c.train.get_oneway_ref("steps"), "warmup_steps": 100}})
 
 
 def _bbbc038(c: ml_collections.ConfigDict) -> None:

@@ -236,7 +236,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.inference.update({"mode": "blocks", "tile": 256, "margin": 32, "block": 4096, "halo": 256, "batch": 4})
     c.optimizer.clip_norm = 5.0
     c.optimizer.schedule = ml_collections.ConfigDict(
-        {"name": "warmup_cosine", "base": 2e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 50})
+        {"name": "warmup_cosine", "base": 2e-3, "steps": c.train.get_oneway_ref("steps"), "warmup_steps": 50})
     c.train.update({"steps": 800, "log_every": 20, "eval_every": 400, "eval_images": 24, "checkpoint_every": 100})
 
 

@@ -210,7 +210,7 @@ def _t98g(c: ml_collections.ConfigDict) -> None:
     c.inference.update({"tile": 512, "margin": 64, "block": 1536, "halo": 256, "batch": 2})
     c.decode.small_objects = 100        # the smallest cell of this data has 500 pixels
     c.optimizer.schedule = ml_collections.ConfigDict(
-        {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 50})
+        {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_oneway_ref("steps"), "warmup_steps": 50})
     c.train.update({"steps": 2400, "log_every": 20, "eval_every": 800, "eval_images": 4, "checkpoint_every": 200, "images": 4})
 
 

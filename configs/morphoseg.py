@@ -201,7 +201,7 @@ def _t98g(c: ml_collections.ConfigDict) -> None:
     c.train.update({"steps": 1600, "log_every": 20, "eval_every": 400, "eval_images": 4, "checkpoint_every": 200, "images": 4})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 0.01, "clip_norm": 1.0, "clip_each_norm": 0.0, "accumulate": 1,
-        "schedule": {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 50}})
+        "schedule": {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_oneway_ref("steps"), "warmup_steps": 50}})
 
 
 def _own(c: ml_collections.ConfigDict) -> None:

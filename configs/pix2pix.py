@@ -62,6 +62,7 @@ def _paper() -> ml_collections.ConfigDict:
     c.model.levels = 9                  # times that the image is halved: crop and tile are multiples of 2 ** levels
     c.model.width = 64
     c.model.dropout = 0.5
+    c.model.upsampling = "transposed"   # as the reference; "nearest": repeated pixels and a convolution, which draw no grid
     c.model.judge_width = 64            # of the discriminator
     c.model.judge_strided = 3           # its layers that halve the image: 3 judge patches of 70 pixels
 

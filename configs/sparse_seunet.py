@@ -247,7 +247,7 @@ def _released(c: ml_collections.ConfigDict) -> None:
     c.decode.mask_threshold = 0.1
     c.optimizer.update({"weight_decay": 0.05, "accumulate": 1})
     c.optimizer.schedule = ml_collections.ConfigDict(
-        {"name": "warmup_cosine", "base": 1e-4, "steps": c.train.get_ref("steps"), "warmup_steps": 0, "end": 1e-6})
+        {"name": "warmup_cosine", "base": 1e-4, "steps": c.train.get_oneway_ref("steps"), "warmup_steps": 0, "end": 1e-6})
     c.train.steps = 9009                # 1001 epochs of 18 images
 
 
@@ -274,7 +274,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.data.normalize = ml_collections.ConfigDict({"name": "percentile", "lower": 1.0, "upper": 99.8, "per_channel": True})
     c.optimizer = ml_collections.ConfigDict({
         "name": "adamw", "weight_decay": 0.005, "clip_norm": 5.0, "clip_each_norm": 0.0, "accumulate": 1,
-        "schedule": {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_ref("steps"), "warmup_steps": 50}})
+        "schedule": {"name": "warmup_cosine", "base": 1e-3, "steps": c.train.get_oneway_ref("steps"), "warmup_steps": 50}})
 
 
 def _to_watershed(c: ml_collections.ConfigDict, *, heads: tuple[str, ...]) -> None:
@@ -344,7 +344,8 @@ def _own(c: ml_collections.ConfigDict) -> None:
     c.data.train = ml_collections.ConfigDict({"own": _folder("", "train")})
     c.data.val = ml_collections.ConfigDict({"own": _folder("", "val")})
     c.data.channels = 1
-    c.inference.update({"tile": 256, "margin": 64, "batch": 2})
+    # The network learns where in a crop its queries look: in larger tiles than these it finds less.
+    c.inference.update({"tile": c.data.get_oneway_ref("crop"), "margin": c.data.get_oneway_ref("crop") // 4})
     c.train.update({"eval_every": 200, "eval_images": 16})
 
 

@@ -60,6 +60,7 @@ def _thesis() -> ml_collections.ConfigDict:
     c.compose.planes = (0,)             # of the annotated images
     c.compose.zoom = (0.8, 1.25)
     c.compose.amplitude = 4.0           # of the elastic deformation, pixels
+    c.compose.donors = 8                # annotated images that the cells of one come from; 1 where exposure differs
     return c
 
 
@@ -79,7 +80,8 @@ def _pairs(c: ml_collections.ConfigDict) -> None:
     pairs = {"kind": "synthetic", "modality": "pair", "count": 8, "size": 256, "seed": 1, "overlap": 0.6}
     c.data.source = ml_collections.ConfigDict({"pairs": pairs})
     c.count.update({"train": 1000})
-    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0})
+    # Cells of some 15 pixels; every image has a background and a contrast of its own.
+    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0, "amplitude": 1.0, "donors": 1})
 
 
 def _toy(c: ml_collections.ConfigDict) -> None:

@@ -36,7 +36,8 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
 ADDED_BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("inference", "overlap"): {"edges": "centred", "merge": "outputs"},
     ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()},
-    ("inference", "noise"): {"statistics": "running"}}
+    ("inference", "noise"): {"statistics": "running"},
+    ("model", "judge_width"): {"upsampling": "transposed"}}
 
 
 def common_config(system: str) -> ml_collections.ConfigDict:

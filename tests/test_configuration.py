@@ -7,7 +7,7 @@ import json
 import ml_collections
 import pytest
 
-from configs import maunet, morphoseg
+from configs import maunet, morphoseg, pix2pix, sparse_seunet
 from configs.contour_proposal import get_config
 from jaxcell.configuration import ADDED, ADDED_BESIDE, load_changed_config, load_config, save_config
 
@@ -36,6 +36,24 @@ def test_windows_of_earlier_runs_are_averaged_as_they_were(config, key, tmp_path
         del old["inference"][later]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert load_config(tmp_path).inference.to_dict() == config.inference.to_dict()
+
+
+@pytest.mark.parametrize(("part", "key"), [("inference", "noise"), ("model", "judge_width")])
+def test_earlier_runs_of_pix2pix_draw_as_they_did(part, key, tmp_path):
+    save_config(pix2pix.get_config("synthetic"), tmp_path, continues=False)
+    old = json.loads((tmp_path / "config.json").read_text())
+    for later in ADDED_BESIDE[part, key]:
+        del old[part][later]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert {later: load_config(tmp_path)[part][later] for later in ADDED_BESIDE[part, key]} == ADDED_BESIDE[part, key]
+
+
+def test_keys_follow_another_one_way_only():
+    config = sparse_seunet.get_config("own")
+    config.update_from_flattened_dict({"data.crop": 64, "train.steps": 9})
+    assert (config.inference.tile, config.inference.margin, config.optimizer.schedule.steps) == (64, 16, 9)
+    config.update_from_flattened_dict({"inference.tile": 96, "optimizer.schedule.steps": 7})
+    assert (config.data.crop, config.train.steps) == (64, 9)
 
 
 def test_keys_that_a_config_has_are_kept(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.pix2pix import get_config
-from jaxcell.systems.pix2pix import TranslationNetwork, build
+from jaxcell.systems.pix2pix import UPSAMPLINGS, TranslationNetwork, build
 from jaxcell.training.mesh import make_mesh
 from jaxcell.translate import STATISTICS, make_translate
 
@@ -41,6 +42,22 @@ def test_features_are_dropped_by_a_key_and_only_where_wanted(statistics):
     np.testing.assert_array_equal(made(1, True), made(1, True))
     np.testing.assert_array_equal(made(1, False), made(2, False))
     assert min(np.abs(made(1, True) - made(2, True)).max(), np.abs(made(1, True) - made(1, False)).max()) > 0.01
+
+
+def test_repeated_pixels_draw_no_grid():
+    """An even image is drawn even; a transposed convolution gives even and odd pixels other values."""
+    image = jnp.full((1, 64, 64, 1), 0.7)
+
+    def steps(upsampling):
+        """Differences between neighbours, away from the border, which the padding is felt from."""
+        network = TranslationNetwork(levels=1, width=8, upsampling=UPSAMPLINGS[upsampling])
+        variables = jax.tree.map(lambda value: 10 * value, network.init(jax.random.key(0), image))
+        drawn = network.apply(variables, image)["planes"]
+        assert drawn.shape == (1, 64, 64, 2)
+        return float(jnp.abs(jnp.diff(drawn[:, 16:-16, 16:-16], axis=1)).max())
+
+    assert steps("nearest") < 1e-6
+    assert steps("transposed") > 1e-3
 
 
 def test_unknown_statistics_are_refused():

@@ -21,6 +21,7 @@ from jaxcell.losses.adversarial import ADVERSARIAL
 from jaxcell.losses.regression import absolute_error, squared_error
 from jaxcell.models.layers import BatchNorm, Conv, ConvTranspose
 from jaxcell.models.precision import compute_dtype
+from jaxcell.models.resize import resize_nearest
 from jaxcell.pretrained.pix2pix import load_generator
 from jaxcell.system import Adversary, System, chosen
 from jaxcell.types import Instances, Sample
@@ -34,6 +35,27 @@ conv4 = partial(Conv, kernel=4, padding=1, kernel_init=small_normal, bias_init=n
 conv4_transposed = partial(ConvTranspose, kernel=4, stride=2, kernel_init=small_normal)
 
 
+def double_transposed(x: jax.Array, features: int, *, use_bias: bool = True, dtype: Any, name: str) -> jax.Array:
+    """Transposed convolution 4x4, as the reference: [B, H, W, C] -> [B, 2 H, 2 W, features].
+
+    Even and odd pixels have weights of their own, which shows as a grid where they do not agree.
+    """
+    return conv4_transposed(features, use_bias=use_bias, dtype=dtype, name=name)(x)
+
+
+def double_nearest(x: jax.Array, features: int, *, use_bias: bool = True, dtype: Any, name: str) -> jax.Array:
+    """Every pixel four times, then a convolution 3x3: the same weights for all pixels, and no grid.
+
+    Source: Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016.
+    """
+    x = resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
+    return Conv(features, use_bias=use_bias, kernel_init=small_normal, dtype=dtype, name=name)(x)
+
+
+UPSAMPLINGS: Mapping[str, Callable[..., jax.Array]] = {"transposed": double_transposed, "nearest": double_nearest}
+"""Ways to double an image's size, which hold parameters: called in a module."""
+
+
 class TranslationNetwork(nn.Module):
     """U-Net of convolutions 4x4 with stride 2 down to a single pixel of 2 ** levels, and back up.
 
@@ -43,6 +65,7 @@ class TranslationNetwork(nn.Module):
       levels: times that the image is halved; 9 for crops of 512.
       width: channels of the first level; they double up to 8 times as many.
       dropout: share of features dropped in the middle levels of the way up (all but the innermost and the last 4).
+      upsampling: a value of `UPSAMPLINGS`.
       dtype: of the arithmetic; parameters, norms and outputs are float32.
 
     Source: UnetGenerator of the reference, with batch norm.
@@ -54,6 +77,7 @@ class TranslationNetwork(nn.Module):
     levels: int = 9
     width: int = 64
     dropout: float = 0.5
+    upsampling: Callable[..., jax.Array] = double_transposed
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,6 +96,7 @@ class TranslationNetwork(nn.Module):
         conv = partial(conv4, stride=2, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         drop = partial(nn.Dropout, self.dropout, deterministic=not (train if noise is None else noise))
+        double = partial(self.upsampling, dtype=self.dtype)
         features = [self.width * min(2 ** level, 8) for level in range(self.levels)]
 
         x = conv(features[0], name="down0")(2 * image[..., :self.inputs].astype(jnp.float32) - 1)
@@ -82,12 +107,12 @@ class TranslationNetwork(nn.Module):
             x = conv(features[level], name=f"down{level}")(x)
             x = norm(name=f"down{level}_norm")(x) if level < self.levels - 1 else x
         for level in range(self.levels - 1, 0, -1):
-            x = conv4_transposed(features[level - 1], use_bias=False, dtype=self.dtype, name=f"up{level}")(nn.relu(x))
+            x = double(nn.relu(x), features[level - 1], use_bias=False, name=f"up{level}")
             x = norm(name=f"up{level}_norm")(x)
             x = drop()(x) if 4 <= level < self.levels - 1 else x
             x = jnp.concatenate([skips[level - 1], x], axis=-1)
             self.sow("intermediates", f"level{level}", x)
-        x = conv4_transposed(self.outputs, dtype=self.dtype, name="up0")(nn.relu(x))
+        x = double(nn.relu(x), self.outputs, name="up0")
         return {"planes": jnp.tanh(x.astype(jnp.float32))}
 
 
@@ -140,7 +165,7 @@ def build(config: Any) -> System:
         raise ValueError(f"config.data.channels={config.data.channels}; an image to learn from has the {m.inputs} planes that "
                          f"are shown and the {m.outputs} that are drawn. Set it to {m.inputs + m.outputs}.")
     network = TranslationNetwork(inputs=m.inputs, outputs=m.outputs, levels=m.levels, width=m.width, dropout=m.dropout,
-                                 dtype=compute_dtype(m.dtype))
+                                 upsampling=chosen(UPSAMPLINGS, "model.upsampling", m.upsampling), dtype=compute_dtype(m.dtype))
     judge = PatchDiscriminator(width=m.judge_width, strided=m.judge_strided, dtype=compute_dtype(m.dtype))
     adversary = Adversary(judge, partial(shown_planes, inputs=m.inputs),
                           chosen(ADVERSARIAL, "loss.adversarial", loss.adversarial))

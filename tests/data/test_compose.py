@@ -99,6 +99,22 @@ def test_images_of_one_name_keep_their_own_backgrounds():
     assert light[(sample.labels > 0).any(-1)].min() > -0.01 and light.max() < 0.21
 
 
+def test_cells_of_one_donor_stay_together():
+    """Images whose exposure differs: a cell of one would be lost in the black of the other."""
+    faint, strong = plain(0.1), dataclasses.replace(plain(0.1), image=3 * plain(0.1).image)
+    options = {"size": 64, "cells": (6, 6), "sigma": 0, "max_overlap": 0, "amplitude": 0}
+
+    def levels(sample: Sample) -> int:
+        """Of how many kinds the cells' contrast is."""
+        light = sample.image[..., 0] - np.median(sample.image)
+        return len({round(float(np.median(light[sample.labels[..., 0] == i])), 1) for i in np.unique(sample.labels)[1:]})
+
+    apart, mixed = (ComposedSource(Listed(faint, strong), 8, donors=donors, **options) for donors in (1, 2))
+    assert {levels(sample) for sample in apart} == {1}
+    assert 2 in {levels(sample) for sample in mixed}
+    assert len({round(float(np.median(sample.image)), 1) for sample in apart}) == 2      # either is the donor of some
+
+
 @pytest.mark.parametrize("options", [{"zoom": (0.5, 2.0), "amplitude": 0.0}, {"zoom": (0.6, 1.0), "amplitude": 8.0}], ids=str)
 def test_no_cell_is_cut_by_its_own_crop(options):
     """A bar of pixels of one value, seen whole: its ends and soft edges too, at every angle and size."""
@@ -176,7 +192,7 @@ def test_images_without_cells_and_without_annotation():
 
 
 @pytest.mark.parametrize("options", [{"canvas": "blue"}, {"cells": (0, 3)}, {"cells": (5, 3)}, {"max_overlap": 1.5},
-                                     {"sigma": -1.0}, {"zoom": (0.0, 1.0)}], ids=str)
+                                     {"sigma": -1.0}, {"zoom": (0.0, 1.0)}, {"donors": 0}], ids=str)
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ComposedSource(SOURCE, 1, **options)

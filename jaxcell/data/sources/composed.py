@@ -19,7 +19,6 @@ from jaxcell.types import Sample
 __all__ = ["CANVASES", "ComposedSource"]
 
 CANVASES = ("empty", "real")
-DONORS = 8          # images that the cells of one new image come from: each is read and held
 BORDER = 8          # a picture is composed with an edge of 1 / BORDER of its side that is cut off, cells with it
 REACH = 3           # standard deviations around a cell that a soft edge needs
 
@@ -33,7 +32,8 @@ class ComposedSource:
 
     def __init__(self, source: Source, count: int, *, size: int | tuple[int, int] = 512, seed: int | tuple[int, ...] = 0,
                  cells: tuple[int, int] = (10, 40), max_overlap: float = 0.2, sigma: float = 2.0, canvas: str = "empty",
-                 planes: Sequence[int] = (), zoom: tuple[float, float] = (0.8, 1.25), amplitude: float = 4.0) -> None:
+                 planes: Sequence[int] = (), zoom: tuple[float, float] = (0.8, 1.25), amplitude: float = 4.0,
+                 donors: int = 8) -> None:
         """Nothing is read before a sample is asked for.
 
         Args:
@@ -48,6 +48,8 @@ class ComposedSource:
           planes: of the source's images to take; () for all.
           zoom: smallest and largest factor of a cell's size.
           amplitude: largest displacement of the elastic deformation, pixels; 0 for none.
+          donors: images of the source that the cells of one new image come from (each is read and held). 1 where images differ in
+            exposure: cells that are darker than their own background by more than another image's background vanish in black.
 
         Raises:
           ValueError: an impossible option.
@@ -59,12 +61,14 @@ class ComposedSource:
         if not 0 <= max_overlap <= 1 or sigma < 0 or not 0 < zoom[0] <= zoom[1]:
             raise ValueError(f"ComposedSource: max_overlap={max_overlap}, sigma={sigma}, zoom={zoom}; an overlap is a share, a "
                              "deviation not below 0, a zoom (smallest, largest) above 0.")
+        if donors < 1:
+            raise ValueError(f"ComposedSource: donors={donors} is impossible; an image needs cells of at least 1.")
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self._source, self._canvas, self._cells = source, canvas, cells
         self._shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self._sides = (self._shape[0] + 2 * (self._shape[0] // BORDER), self._shape[1] + 2 * (self._shape[1] // BORDER))
         self._planes, self._max_overlap, self._sigma = tuple(planes), max_overlap, sigma
-        self._zoom, self._amplitude = zoom, amplitude
+        self._zoom, self._amplitude, self._donors = zoom, amplitude, donors
         self._change = in_place(partial(warp, rotation=180.0, zoom=zoom, amplitude=amplitude, spacing=32.0, centre=middle))
         self.names = [f"composed_{'_'.join(map(str, self._seed))}_{i:05d}" for i in range(count)]
 
@@ -74,7 +78,7 @@ class ComposedSource:
     def __getitem__(self, index: int) -> Sample:
         name, index = self.names[index], index % len(self)
         rng = np.random.default_rng((*self._seed, index))
-        chosen = rng.choice(len(self._source), min(DONORS, len(self._source)), replace=False)
+        chosen = rng.choice(len(self._source), min(self._donors, len(self._source)), replace=False)
         donors = [self._donor(int(i)) for i in chosen]
         canvas = _real(donors[0], rng, self._sides) if self._canvas == "real" else _empty(donors[0], rng, self._sides)
         cutouts = self._cutouts([donor for donor in donors if donor.modality == donors[0].modality], rng)
