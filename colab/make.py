@@ -21,6 +21,8 @@ class Task:
     Attributes:
       title, about: Markdown.
       example: options of the synthetic microscope that draws example images.
+      size: of the example images, pixels.
+      images: that are drawn to train with; an eighth as many to look at.
       steps, minutes: of training.
       settings: other keys of the config.
     """
@@ -28,6 +30,8 @@ class Task:
     title: str
     about: str
     example: str
+    size: int = 256
+    images: int = 48
     steps: int = 400
     minutes: int = 10
     settings: str = "{}"
@@ -44,15 +48,15 @@ TASKS = {
         'modality="phase", radius=(10.0, 16.0)'),
     "maunet": Task(
         "MAUNet", "Two decoders for classes (with an anti-ambiguity proxy) and a distance, and three watersheds: for images of "
-        "many kinds. Li et al., NeurIPS 2022 cell segmentation challenge.", 'modality="mixed"'),
+        "many kinds. Li et al., NeurIPS 2022 cell segmentation challenge.", 'modality="mixed"', steps=700, minutes=15),
     "morphoseg": Task(
         "MorphoSeg", "A vision transformer with a U-Net's decoder that learns from outliers which it draws itself, for irregular "
         "cells; every pixel and every cell has an uncertainty. Zhang et al.",
         'modality="phase", shape="irregular", radius=(14.0, 20.0)'),
     "sparse_seunet": Task(
         "SparseSEU-Net", "A list of masks instead of a map: cells that overlap are both whole. Prytula's thesis; Cheng et al., "
-        "SparseInst, CVPR 2022.", 'modality="phase", overlap=0.6, radius=(6.0, 9.0)', steps=3000, minutes=15,
-        settings='{"data.crop": 64, "inference.tile": 64, "inference.margin": 16}      # pixels; a crop holds some cells whole'),
+        "SparseInst, CVPR 2022.", 'modality="phase", overlap=0.6, radius=(6.0, 9.0)', size=64, images=256, steps=2000, minutes=15,
+        settings='{"data.crop": 64}      # pixels, and of the tiles of a prediction: a crop should hold some cells whole'),
 }
 
 INSTALL = f"""\
@@ -89,8 +93,8 @@ from jaxcell.export.layouts import convert
 
 DATA = DATA or "example"
 if not Path(DATA).exists():
-    drawn = {{split: SyntheticSource(count, size=256, seed=seed, {example})
-             for split, count, seed in (("train", 48, 1), ("val", 6, 2))}}
+    drawn = {{split: SyntheticSource(count, size={size}, seed=seed, {example})
+             for split, count, seed in (("train", {images}, 1), ("val", {unseen}, 2))}}
     print(convert(drawn, DATA, kind="folder"))"""
 
 SHEET = """\
@@ -208,7 +212,8 @@ def main() -> None:
             ("install", INSTALL), ("doctor", DOCTOR),
             ("markdown", "## Images\n\nYour own, or examples from the synthetic microscope."),
             ("parameters", PARAMETERS.format(system=system, steps=task.steps, minutes=task.minutes, settings=task.settings)),
-            ("example", EXAMPLE.format(example=task.example)), ("sheet", SHEET),
+            ("example", EXAMPLE.format(example=task.example, size=task.size, images=task.images, unseen=task.images // 8)),
+            ("sheet", SHEET),
             ("markdown", f"## Train\n\nA small network; `configs/{system}.py` has the published ones. Run the cell again to go "
              "on."),
             ("train", TRAIN.format(system=system)),

@@ -43,7 +43,7 @@ def _folder(root: str, split: str) -> dict[str, object]:
 
 
 def _pairs(count: int, seed: int, size: int) -> dict[str, object]:
-    return {"kind": "synthetic", "modality": "pair", "count": count, "size": size, "seed": seed}
+    return {"kind": "synthetic", "modality": "pair", "count": count, "size": size, "seed": seed, "overlap": 0.6, "microscope": 3}
 
 
 def _paper() -> ml_collections.ConfigDict:
@@ -97,12 +97,14 @@ def _paper() -> ml_collections.ConfigDict:
 
 
 def _synthetic(c: ml_collections.ConfigDict) -> None:
-    c.data.train = ml_collections.ConfigDict({"pairs": _pairs(64, 1, 256)})
+    c.data.train = ml_collections.ConfigDict({"pairs": _pairs(256, 1, 256)})
     c.data.val = ml_collections.ConfigDict({"pairs": _pairs(8, 2, 256)})
-    c.model.update({"levels": 6, "width": 16, "judge_width": 16})
+    c.model.update({"levels": 6, "width": 16, "judge_width": 16, "upsampling": "nearest"})
+    c.optimizer.schedule = ml_collections.ConfigDict(
+        {"name": "warmup_cosine", "base": 2e-4, "steps": c.train.get_oneway_ref("steps")})
     c.data.update({"crop": 128, "cache_gb": 1.0})
     c.inference.update({"tile": 256, "margin": 0, "batch": 2})
-    c.train.update({"steps": 6000, "log_every": 100, "eval_every": 1000, "eval_images": 8, "checkpoint_every": 500, "images": 2})
+    c.train.update({"steps": 8000, "log_every": 100, "eval_every": 1000, "eval_images": 8, "checkpoint_every": 500, "images": 2})
 
 
 def _toy(c: ml_collections.ConfigDict) -> None:

@@ -329,7 +329,7 @@ def _original(c: ml_collections.ConfigDict, *, composed: str = "") -> None:
 
     def source(count: int, seed: int) -> dict[str, object]:
         return {"kind": "synthetic", "modality": "brightfield", "count": count, "size": 256, "seed": seed, "overlap": 0.6,
-                "repeat": 1}
+                "microscope": 3, "repeat": 1}
 
     made = {"composed": _folder(composed, "train")} if composed else {}
     c.data.train = ml_collections.ConfigDict({"original": source(8, 1), **made})

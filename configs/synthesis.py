@@ -77,11 +77,10 @@ def _t98g(c: ml_collections.ConfigDict) -> None:
 
 def _pairs(c: ml_collections.ConfigDict) -> None:
     # The eight annotated images of configs/sparse_seunet.py:original, seen in phase contrast.
-    pairs = {"kind": "synthetic", "modality": "pair", "count": 8, "size": 256, "seed": 1, "overlap": 0.6}
+    pairs = {"kind": "synthetic", "modality": "pair", "count": 8, "size": 256, "seed": 1, "overlap": 0.6, "microscope": 3}
     c.data.source = ml_collections.ConfigDict({"pairs": pairs})
     c.count.update({"train": 1000})
-    # Cells of some 15 pixels; every image has a background and a contrast of its own.
-    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0, "amplitude": 1.0, "donors": 1})
+    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0, "amplitude": 1.0})      # for cells of some 15 pixels
 
 
 def _toy(c: ml_collections.ConfigDict) -> None:

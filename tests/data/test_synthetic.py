@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 
 import cv2
@@ -178,6 +179,30 @@ def test_fringes_of_brightfield_change_places_between_the_planes():
     assert np.median([np.corrcoef(sample.image[near_and_far(sample)[0]].T)[0, 1] for sample in source]) < -0.3
 
 
+@pytest.mark.parametrize("kind", ["brightfield", "phase", "dic", "pair"])
+def test_one_microscope_takes_all_images_alike(kind):
+    """Exposure is that of the microscope, also in images of another seed; what lies under it is not."""
+    def taken(microscope):
+        return [SyntheticSource(4, size=96, modality=kind, seed=seed, coverage=(0.1, 0.1), microscope=microscope)[index].image
+                for seed in (1, 2) for index in range(4)]
+
+    def spread(images):
+        return np.ptp([np.median(image, axis=(0, 1)) for image in images], axis=0)
+
+    alike, other = taken(3), taken(4)
+    assert spread(alike).max() <= 2 < spread(taken(None)).min()
+    assert min(np.abs(a.astype(int) - b).mean() for a, b in itertools.combinations(alike, 2)) > 2       # other cells
+    assert min(np.abs(a.astype(int) - b).mean() for a, b in zip(alike, other, strict=True)) > 2         # other optics
+
+
+def test_pairs_are_the_brightfield_of_the_same_microscope():
+    options = {"size": 96, "seed": 3, "microscope": 5}
+    pair, brightfield = (SyntheticSource(1, modality=kind, **options)[0] for kind in ("pair", "brightfield"))
+    np.testing.assert_array_equal(pair.labels, brightfield.labels)
+    noise = pair.image[..., 1:].astype(int) - brightfield.image
+    assert np.abs(noise).mean() < 3 and np.abs(noise.mean()) < 0.1
+
+
 def test_dic_is_bright_on_one_side_of_a_cell_and_dark_on_the_other():
     shares = []
     for sample in SyntheticSource(8, size=128, seed=4, modality="dic", radius=(8, 12), coverage=(0.1, 0.2)):
@@ -209,6 +234,8 @@ def test_defocus_follows_the_equation_of_intensity_transport():
     ({"coverage": (0.1, 1.5)}, r"coverage=\(0.1, 1.5\) is impossible.*\[0, 1\]"), ({"coverage": (-0.1, 0.5)}, "coverage="),
     ({"clustering": 2}, "clustering=2"), ({"overlap": -0.5}, "overlap=-0.5"), ({"size": 8}, "size=8"), ({"bits": 12}, "bits=12"),
     ({"seed": -1}, "seed=-1"), ({"count": 0}, "count=0"),
+    ({"microscope": 3}, "microscope=3 is impossible.*modality=fluorescence"),
+    ({"modality": "dic", "microscope": -1}, "microscope=-1"),
 ])
 def test_impossible_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -114,37 +114,43 @@ def _ground(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- unstained: cells that only delay the light
-def brightfield(rng: np.random.Generator, shape: Shape, cells: list[Cell]) -> np.ndarray:
+# `microscope` is the seed of lens, focus, lamp and exposure; None: those of the image are drawn with it.
+def brightfield(rng: np.random.Generator, shape: Shape, cells: list[Cell], *, microscope: int | None = None) -> np.ndarray:
     """Two focal planes, one on either side of the cells, where bright and dark fringes change places; [H, W, 2]."""
-    return _brightfield(rng, optics.wave(*_specimen(rng, shape, cells)), shape)
+    return _brightfield(rng, _setting(rng, microscope), optics.wave(*_specimen(rng, shape, cells)), shape)
 
 
-def phase(rng: np.random.Generator, shape: Shape, cells: list[Cell]) -> np.ndarray:
+def phase(rng: np.random.Generator, shape: Shape, cells: list[Cell], *, microscope: int | None = None) -> np.ndarray:
     """Positive phase contrast: cells dark, with a bright halo, and thick ones bright inside; [H, W, 1].
 
     Source: Zernike, How I discovered phase contrast, Science 1955; the ring's halo as a low-pass after Yin et al., Understanding
       the phase contrast optics, Medical Image Analysis 2012, here without their assumption of a small delay.
     """
-    return _phase(rng, optics.wave(*_specimen(rng, shape, cells)), shape)
+    return _phase(rng, _setting(rng, microscope), optics.wave(*_specimen(rng, shape, cells)), shape)
 
 
-def pair(rng: np.random.Generator, shape: Shape, cells: list[Cell]) -> np.ndarray:
+def pair(rng: np.random.Generator, shape: Shape, cells: list[Cell], *, microscope: int | None = None) -> np.ndarray:
     """One specimen thrice: phase contrast and the two planes of brightfield; [H, W, 3]."""
     light = optics.wave(*_specimen(rng, shape, cells))
-    return np.concatenate([_phase(rng, light, shape), _brightfield(rng, light, shape)], axis=2)
+    return np.concatenate([_phase(rng, _setting(rng, microscope), light, shape),
+                           _brightfield(rng, _setting(rng, microscope), light, shape)], axis=2)
 
 
-def dic(rng: np.random.Generator, shape: Shape, cells: list[Cell]) -> np.ndarray:
+def dic(rng: np.random.Generator, shape: Shape, cells: list[Cell], *, microscope: int | None = None) -> np.ndarray:
     """Differential interference contrast: slopes of the delay along one direction, as if lit from a side; [H, W, 1].
 
     Source: two copies of the wave, a shear apart, interfere under a bias: sin((slope * shear + bias) / 2)^2 (Nomarski).
     """
-    delay, loss = _specimen(rng, shape, cells)
-    turn, shear, bias = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.2), rng.uniform(0.5, 1.3)
-    rise, run = np.gradient(blur(delay, rng.uniform(0.7, 1.2)))
+    (delay, loss), setting = _specimen(rng, shape, cells), _setting(rng, microscope)
+    turn, shear, bias = setting.uniform(0, 2 * np.pi), setting.uniform(0.5, 1.2), setting.uniform(0.5, 1.3)
+    rise, run = np.gradient(blur(delay, setting.uniform(0.7, 1.2)))
     slope = shear * (run * np.cos(turn) + rise * np.sin(turn))
     image = np.exp(-2 * loss) * (1 - np.cos(slope + bias)) / 2
-    return _exposed(rng, image, ground=(1 - np.cos(bias)) / 2, uneven_by=0.05)
+    return _exposed(rng, setting, image, ground=(1 - np.cos(bias)) / 2, usual=2.0, uneven_by=0.05)
+
+
+def _setting(rng: np.random.Generator, microscope: int | None) -> np.random.Generator:
+    return rng if microscope is None else np.random.default_rng(microscope)
 
 
 def _specimen(rng: np.random.Generator, shape: Shape, cells: list[Cell]) -> tuple[np.ndarray, np.ndarray]:
@@ -178,37 +184,45 @@ def _organelles(rng: np.random.Generator, dots: np.ndarray, cell: Cell, *, crowd
         cv2.circle(dots, (round(16 * (column + left)), round(16 * (row + top))), round(16 * r), height, -1, shift=4)
 
 
-def _phase(rng: np.random.Generator, light: np.ndarray, shape: Shape) -> np.ndarray:
+def _phase(rng: np.random.Generator, setting: np.random.Generator, light: np.ndarray, shape: Shape) -> np.ndarray:
     """The plate before the ring turns and dims the light that the specimen left almost straight."""
-    objective = lens(light.shape, sigma=rng.uniform(0.5, 0.9), defocus=rng.uniform(-1.5, 1.5))
-    near, wide, share = rng.uniform(2.2, 4.0), rng.uniform(8.0, 16.0), rng.uniform(0.75, 0.95)
+    objective = lens(light.shape, sigma=setting.uniform(0.5, 0.9), defocus=setting.uniform(-1.5, 1.5))
+    near, wide, share = setting.uniform(2.2, 4.0), setting.uniform(8.0, 16.0), setting.uniform(0.75, 0.95)
     straight = share * lens(light.shape, sigma=near) + (1 - share) * lens(light.shape, sigma=wide)
-    plate = -1j * rng.uniform(0.22, 0.42)
+    plate = -1j * setting.uniform(0.22, 0.42)
     image = optics.intensity(light, objective * (1 + (plate - 1) * straight), shape) / abs(plate) ** 2
-    return _exposed(rng, image, ground=1.0, uneven_by=0.2)
+    return _exposed(rng, setting, image, ground=1.0, usual=5.0, uneven_by=0.2)
 
 
-def _brightfield(rng: np.random.Generator, light: np.ndarray, shape: Shape) -> np.ndarray:
-    sigma, distance, incoherence = rng.uniform(0.6, 0.9), rng.uniform(8.0, 25.0), rng.uniform(0.03, 0.1)
-    lenses = [lens(light.shape, sigma=sigma, defocus=side * distance * rng.uniform(0.6, 1.3), incoherence=incoherence)
+def _brightfield(rng: np.random.Generator, setting: np.random.Generator, light: np.ndarray, shape: Shape) -> np.ndarray:
+    sigma, distance, incoherence = setting.uniform(0.6, 0.9), setting.uniform(8.0, 25.0), setting.uniform(0.03, 0.1)
+    lenses = [lens(light.shape, sigma=sigma, defocus=side * distance * setting.uniform(0.6, 1.3), incoherence=incoherence)
               for side in (-1, 1)]
-    return _exposed(rng, np.stack([optics.intensity(light, each, shape) for each in lenses], axis=2), ground=1.0, uneven_by=0.04)
+    image = np.stack([optics.intensity(light, each, shape) for each in lenses], axis=2)
+    return _exposed(rng, setting, image, ground=1.0, usual=1.3, uneven_by=0.04)
 
 
-def _exposed(rng: np.random.Generator, image: np.ndarray, *, ground: float, uneven_by: float) -> np.ndarray:
-    """[H, W, C] of [H, W] or [H, W, C]: light of the ground at a middle grey unless bright cells would saturate, and noise."""
+def _exposed(rng: np.random.Generator, setting: np.random.Generator, image: np.ndarray, *, ground: float, usual: float,
+             uneven_by: float) -> np.ndarray:
+    """[H, W, C] of [H, W] or [H, W, C]: light of the ground at a middle grey unless bright cells would saturate, and noise.
+
+    Where the microscope is not the image's own, its exposure cannot be either: it is for cells `usual` times as bright as ground.
+    """
     image = image[..., None] if image.ndim == 2 else image
-    brightest = float(np.quantile(image[::4, ::4], 0.995)) / ground
-    gain = min(rng.uniform(0.35, 0.6), rng.uniform(0.85, 1.1) / brightest) / ground
-    lamp = uneven(rng, image.shape[:2], rng.uniform(0, uneven_by))[..., None]
-    return noisy(rng, gain * lamp * image, shot=rng.uniform(0.003, 0.015), read=rng.uniform(0.001, 0.004))
+    brightest = float(np.quantile(image[::4, ::4], 0.995)) / ground if setting is rng else usual
+    gain = min(setting.uniform(0.35, 0.6), setting.uniform(0.85, 1.1) / brightest) / ground
+    lamp = uneven(setting, image.shape[:2], setting.uniform(0, uneven_by))[..., None]
+    return noisy(rng, gain * lamp * image, shot=setting.uniform(0.003, 0.015), read=setting.uniform(0.001, 0.004))
 
 
-RENDERERS: Mapping[str, Callable[[np.random.Generator, Shape, list[Cell]], np.ndarray]] = {
+RENDERERS: Mapping[str, Callable[..., np.ndarray]] = {
     "fluorescence": fluorescence,
     "brightfield": brightfield,
     "phase": phase,
     "dic": dic,
     "pair": pair,
 }
-"""kind -> renderer; "stained" takes a stain as well and stands alone."""
+"""kind -> renderer (rng, shape, cells); "stained" takes a stain as well and stands alone."""
+
+WITH_MICROSCOPE = ("brightfield", "phase", "dic", "pair")
+"""Kinds whose renderer takes a `microscope`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxcell.data.microscope.modalities import RENDERERS, STAINS, stained
+from jaxcell.data.microscope.modalities import RENDERERS, STAINS, WITH_MICROSCOPE, stained
 from jaxcell.data.microscope.optics import digitise
 from jaxcell.data.microscope.shapes import SHAPES, Cell, nucleus_labels, place_cells
 from jaxcell.geometry.labels import to_layers
@@ -40,7 +40,8 @@ class SyntheticSource:
 
     def __init__(self, count: int, *, size: int | tuple[int, int] = 256, seed: int = 0, modality: str = "fluorescence",
                  shape: str = "round", radius: tuple[float, float] = (6.0, 14.0), coverage: tuple[float, float] = (0.05, 0.35),
-                 clustering: float = 0.4, overlap: float = 0.15, stain: str = "mixed", bits: int = 8) -> None:
+                 clustering: float = 0.4, overlap: float = 0.15, stain: str = "mixed", bits: int = 8,
+                 microscope: int | None = None) -> None:
         """Sets the scene; an image is drawn on access.
 
         Args:
@@ -59,6 +60,8 @@ class SyntheticSource:
           overlap: share of the meetings of two cells in which they overlap; else the later one is pressed flat, [0, 1].
           stain: of modality "stained": "violet", "white", "pink", "grey" or "mixed" (drawn for each image).
           bits: 8 (uint8), or 16 (uint16 of a 12-bit camera, 0 to 4095).
+          microscope: seed of lens, focus, lamp and exposure, which all images then share, also those of other seeds; for
+            brightfield, phase, dic and pairs. None: every image has its own.
 
         Raises:
           ValueError: an unknown name, or a number out of its range.
@@ -76,7 +79,9 @@ class SyntheticSource:
         _check(f"clustering={clustering}", 0 <= clustering <= 1, "it is a share of the cells in [0, 1]")
         _check(f"overlap={overlap}", 0 <= overlap <= 1, "it is a share of the meetings of two cells in [0, 1]")
         _check(f"bits={bits}", bits in (8, 16), "images have 8 or 16 bits")
-        self._shape, self._seed, self._bits = sides, seed, bits
+        _check(f"microscope={microscope}", microscope is None or microscope >= 0 and modality in WITH_MICROSCOPE,
+               f"it is a seed, 0 or above, for modality {', '.join(WITH_MICROSCOPE)}; here modality={modality}")
+        self._shape, self._seed, self._bits, self._microscope = sides, seed, bits, microscope
         self._kinds: tuple[str, ...] = MIXED if modality == "mixed" else (modality,)
         self._forms = tuple(SHAPES) if shape == "mixed" else (shape,)
         self._stains = tuple(STAINS) if stain == "mixed" else (stain,)
@@ -102,7 +107,8 @@ class SyntheticSource:
     def _render(self, rng: np.random.Generator, kind: str, cells: list[Cell]) -> np.ndarray:
         if kind == "stained":
             return stained(rng, self._shape, cells, stain=self._stains[int(rng.integers(len(self._stains)))])
-        image = RENDERERS[kind](rng, self._shape, cells)
+        options = {} if self._microscope is None else {"microscope": self._microscope}
+        image = RENDERERS[kind](rng, self._shape, cells, **options)
         return image[..., :1] if self._kinds == MIXED else image
 
 
