@@ -14,6 +14,11 @@ thesis100, thesis1000 (default)
 t98g                  crowded T98G cells out of sparse ones, in phase contrast:
                           jaxcell synthesize --config configs/synthesis.py:t98g --out runs/crowded \\
                               --config.data.root=../shared/data
+own                   100 images of 512 pixels of the cells of your own folder, which holds images with labels:
+                          jaxcell synthesize --config configs/synthesis.py:own --out made --config.data.root=DIR
+                      A fifth of DIR is held out, as in training. To train on what was made, and validate on that fifth:
+                          python train.py --config configs/contour_proposal.py:own --workdir runs/made --config.data.root=. \\
+                              --config.data.train.own.root=made --config.data.val.own.root=DIR
 pairs                 1000 images of eight synthetic ones in phase contrast, turned into brightfield by a run of
                       configs/pix2pix.py:synthetic; what they are worth: configs/sparse_seunet.py, `original`.
                           jaxcell synthesize --config configs/synthesis.py:pairs --out runs/composed/made1000 \\
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 import ml_collections
 
-VARIANTS = ("thesis1000", "thesis100", "t98g", "pairs", "toy")
+VARIANTS = ("thesis1000", "thesis100", "t98g", "own", "pairs", "toy")
 
 
 def get_config(variant: str = "thesis1000") -> ml_collections.ConfigDict:
@@ -33,7 +38,8 @@ def get_config(variant: str = "thesis1000") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"synthesis has no variant {variant!r}; it has {', '.join(VARIANTS)}.")
     config = _thesis()
-    {"thesis1000": lambda c: None, "thesis100": _hundred, "t98g": _t98g, "pairs": _pairs, "toy": _toy}[variant](config)
+    {"thesis1000": lambda c: None, "thesis100": _hundred, "t98g": _t98g, "own": _own,
+     "pairs": _pairs, "toy": _toy}[variant](config)
     return config
 
 
@@ -73,6 +79,14 @@ def _t98g(c: ml_collections.ConfigDict) -> None:
     c.layout = "folder"
     c.count.train = 50
     c.compose.update({"size": 512, "cells": (20, 60), "sigma": 2.0, "canvas": "real"})
+
+
+def _own(c: ml_collections.ConfigDict) -> None:
+    c.data.root = "."
+    c.data.source = ml_collections.ConfigDict({"own": {"kind": "folder", "root": "", "split": "train"}})
+    c.layout = "folder"
+    c.count.train = 100
+    c.compose.update({"size": 512, "cells": (20, 60), "sigma": 2.0, "canvas": "real", "planes": ()})
 
 
 def _pairs(c: ml_collections.ConfigDict) -> None:

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:         # whoever reads what is printed, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         message = str(error)
     except RuntimeError as error:
         if not str(error).startswith("sample "):

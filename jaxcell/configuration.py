@@ -21,9 +21,6 @@ FREE = ("train.stop_step", "train.log_every", "train.eval_", "train.checkpoint_e
         "train.features", "train.profile", "data.root", "data.workers", "data.prefetch", "data.cache_gb", "data.disk_cache",
         "inference.", "decode.", "layout")
 
-# Sources by names of the config's own.
-NAMED = ("data.train.", "data.val.", "data.source.", "semi.unlabelled.")
-
 # Keys that came after the first version, and what every run did before it had them.
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"disk_cache": "", "disk_cache_gb": 20.0, "unreadable": "refuse", "device_augment": "none"},
@@ -37,7 +34,8 @@ ADDED_BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("inference", "overlap"): {"edges": "centred", "merge": "outputs"},
     ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()},
     ("inference", "noise"): {"statistics": "running"},
-    ("model", "judge_width"): {"upsampling": "transposed"}}
+    ("model", "judge_width"): {"upsampling": "transposed"},
+    ("compose", "zoom"): {"donors": 8}}
 
 
 def common_config(system: str) -> ml_collections.ConfigDict:
@@ -104,11 +102,15 @@ def load_config(workdir: str | Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: no run was started in this workdir. Train first: "
                                 f"python train.py --config configs/<system>.py --workdir {workdir}")
-    saved = _tuples(json.loads(path.read_text()))
+    return ml_collections.ConfigDict(_tuples(_with_later_keys(json.loads(path.read_text())))).lock()
+
+
+def _with_later_keys(saved: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was written, with the keys that did not exist yet."""
     added = [*ADDED.items(), *((part, keys) for (part, key), keys in ADDED_BESIDE.items() if key in saved.get(part, {}))]
     for part, keys in added:
         saved[part] = dict(keys) | saved.get(part, {})
-    return ml_collections.ConfigDict(saved).lock()
+    return saved
 
 
 def load_changed_config(workdir: str | Path, arguments: Sequence[str]) -> ml_collections.ConfigDict:
@@ -145,15 +147,19 @@ def save_config(config: ml_collections.ConfigDict, workdir: str | Path, *, conti
     path = Path(workdir) / "config.json"
     text = json.dumps(config.to_dict(), indent=2, default=list)
     if continues and path.exists():
-        old, new = _flatten(json.loads(path.read_text())), _flatten(json.loads(text))
-        # A key that only one of them has came or went with a version of jaxcell; its default is what the run had. Not so of
-        # sources, whose names anybody chooses.
-        both = {key for key in {*old, *new} if key in old and key in new or key.startswith(NAMED)}
-        changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(both)
-                   if old.get(key) != new.get(key) and not key.startswith(FREE)]
+        written, new = json.loads(path.read_text()), _flatten(json.loads(text))
+        before = _flatten(written)
+        # What an earlier version lacked counts as what it did; only where the command has that key, as all kinds share one list.
+        old = before | {key: value for key, value in _flatten(_with_later_keys(written)).items() if key in new}
+        # What a teacher decodes is what its student learns from.
+        free = tuple(key for key in FREE if key != "decode." or new.get("semi.scheme") != "listen2student")
+        changed = [f"{key}: {old.get(key, '(none)')} -> {new.get(key, '(none)')}" for key in sorted({*old, *new})
+                   if old.get(key) != new.get(key) and not key.startswith(free)]
         if changed:
             raise ValueError(f"{workdir} holds a run with another config; continuing would mix two experiments. Changed:\n  "
-                             + "\n  ".join(changed) + "\nUse a new --workdir (--out), or the config that this run started with.")
+                             + "\n  ".join(changed) + "\nUse a new --workdir (--out), or the config that this run started with."
+                             + (f" To train longer, start a new one with --config.pretrained={workdir}."
+                                if any(line.startswith("train.steps:") for line in changed) else ""))
     partial = path.with_suffix(".tmp")
     partial.write_text(text)
     partial.replace(path)
@@ -166,6 +172,9 @@ def readable_flag_errors() -> Iterator[None]:
         yield
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
+        if missing := re.search(r"No such file or directory: '(.+\.py)'", text):
+            raise ValueError(f"--config={missing[1]}: no such file, seen from {Path.cwd()}. Name a file of the folder configs/ "
+                             "in jaxcell's repository, by its whole path where that is elsewhere.") from error
         text = text.rpartition("Error: ")[2].strip('"')     # what a config file raised comes with its own traceback
         if re.fullmatch(r"'[^']*'", text):      # where no name is near, it is all that is said
             text = f"the config has no key {text}, and none with a name like it. Its file in configs/ has those that can be set."
@@ -193,6 +202,8 @@ def read_command_line(values: flags.FlagValues, *, usage: str, text: str, requir
     with readable_flag_errors():
         rest = values(sys.argv)[1:]
         missing = [f"--{name}" for name in required if values[name].value is None]
+        if "config" in required and not missing:
+            values["config"].value.to_dict()        # a config file that could not be read says so only when it is used
     if missing or rest:
         problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
         raise ValueError(f"{problem}; see --help.")

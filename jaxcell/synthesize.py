@@ -25,7 +25,7 @@ from jaxcell.data.cache import decode_sample, encode_sample
 from jaxcell.data.pipeline import read_ahead
 from jaxcell.data.sources import Source, open_source
 from jaxcell.data.sources.composed import ComposedSource
-from jaxcell.export.layouts import LAYOUTS, Written, convert
+from jaxcell.export.layouts import LAYOUTS, OVERLAPS, Written, convert
 from jaxcell.training.lock import only_run_in
 from jaxcell.training.log import quiet_libraries
 from jaxcell.translate import load_translator
@@ -66,10 +66,9 @@ def synthesize(config: ml_collections.ConfigDict, out: str | Path) -> Written:
       ValueError: an impossible option, a folder that is not empty, `OUT.part` of another config or of a process that still runs.
       RuntimeError: its first line says which image cannot be composed, and why.
     """
-    out = Path(out)
+    out = Path(out).absolute()
     part = out.with_name(out.name + ".part")
-    if config.layout not in LAYOUTS:
-        raise ValueError(f"config.layout={config.layout!r} is unknown; it is one of {', '.join(LAYOUTS)}.")
+    _check_layout(config)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: exists and is not empty; nothing is overwritten. Name another folder.")
     parts, kept = composed_parts(config), part / "samples"
@@ -85,6 +84,23 @@ def synthesize(config: ml_collections.ConfigDict, out: str | Path) -> Written:
         (part / "data").replace(out)
         shutil.rmtree(part)
     return written
+
+
+def _check_layout(config: ml_collections.ConfigDict) -> None:
+    """What the layout cannot hold is said before anything is composed."""
+    if config.layout not in LAYOUTS:
+        raise ValueError(f"config.layout={config.layout!r} is unknown; it is one of {', '.join(LAYOUTS)}.")
+    layout, counts = LAYOUTS[config.layout], config.count.to_dict()
+    if min(counts.values(), default=0) < 0 or not any(counts.values()):
+        raise ValueError(f"config.count={counts}; each is a number of images, 0 or more, and one of them at least 1.")
+    if OVERLAPS not in layout.holds and (config.compose.max_overlap or config.compose.canvas == "real"):
+        fitting = ", ".join(name for name, other in LAYOUTS.items() if OVERLAPS in other.holds)
+        raise ValueError(f"config.layout={config.layout!r} gives each pixel to one cell, and composed cells overlap. Choose one "
+                         f"of {fitting}; `jaxcell data convert` makes other layouts of that.")
+    names = [layout.splits[split] for split, count in counts.items() if count]
+    if len(set(names)) < len(names):
+        raise ValueError(f"config.layout={config.layout!r} calls the splits of config.count={counts} {', '.join(names)}; two "
+                         "cannot be one. Set one of the counts to 0.")
 
 
 class _KeptSource:
@@ -104,10 +120,19 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.sample"
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether an image was kept, and can be read: a machine that lost its power leaves empty files behind."""
+    try:
+        decode_sample(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def _compose(parts: Mapping[str, Source], folder: Path, *, translate: Callable[[np.ndarray], np.ndarray] | None, workers: int
              ) -> None:
     """Writes a file for every sample that has none: workers compose, this process translates and writes."""
-    missing = {split: [i for i, name in enumerate(source.names) if not _file(folder, name).exists()]
+    missing = {split: [i for i, name in enumerate(source.names) if not _is_whole(_file(folder, name))]
                for split, source in parts.items()}
     total = sum(map(len, parts.values()))
     with tqdm(total=total, initial=total - sum(map(len, missing.values())), desc="composing", unit="image") as bar:

@@ -8,12 +8,13 @@ The same command in the same workdir continues where the last checkpoint stands.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -104,6 +105,13 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
     if config.data.crop % system.divisor:
         raise ValueError(f"config.data.crop={config.data.crop} must be a multiple of {system.divisor} for {config.system}.")
     targets, objective = scheme_of(config, system)
+    for key, size in (("data", config.data.batch_size), ("semi", semi.batch_size if semi.scheme != "none" else 0)):
+        if size % mesh.size:
+            raise ValueError(f"config.{key}.batch_size={size} does not divide over {mesh.size} devices; make it a multiple.")
+    for key in ("log_every", "eval_every", "checkpoint_every"):
+        if config.train[key] < 1:
+            raise ValueError(f"config.train.{key}={config.train[key]}; it is a number of steps, 1 or more. Above "
+                             "config.train.steps it is done at the end alone.")
 
     # ---------------------------------------------------------------- data
     data = config.data
@@ -127,7 +135,9 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
     transformation, schedule, fresh = initial_state(config, system)
     saved = workdir / "checkpoints"
     if leader:
-        save_config(config, workdir, continues=saved.is_dir() and latest_step(saved) is not None)
+        continues = saved.is_dir() and latest_step(saved) is not None
+        _check_images(workdir, train_source.names, continues=continues)
+        save_config(config, workdir, continues=continues)
     checkpoints = Checkpoints(workdir, keep=config.train.keep)
     if checkpoints.latest_step() is None:
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
@@ -159,6 +169,8 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
     # ---------------------------------------------------------------- loop
     first, last = int(state.step), config.train.steps
     until = min(config.train.stop_step or last, last)
+    if first >= until:
+        print(f"the run has these {until} steps already; nothing is trained", flush=True)
     stopwatch, before = Stopwatch(), None
     # Whatever ends the run, what is being written is finished first.
     with (MetricLog(workdir, resume_step=first, active=leader) as log,
@@ -226,6 +238,20 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, minutes: float | No
     print(f"step {int(state.step)} of {last}, saved in {checkpoints.directory}; {memory_use()}", flush=True)
     print(f"state sha256: {state_digest(state, cursor_now())}", flush=True)
     return state, bool(stop) and int(state.step) < last
+
+
+def _check_images(workdir: Path, names: Sequence[str], *, continues: bool) -> None:
+    """Refuses to continue with other training images than the run began with: their folder may move, so its path does not tell.
+
+    Raises:
+      ValueError: their names or their order differ.
+    """
+    path, now = workdir / "images.json", {"count": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+    if continues and path.exists() and (before := json.loads(path.read_text())) != now:
+        raise ValueError(f"{workdir} holds a run that began with {before['count']} training images; these are {len(names)} of "
+                         f"other names, such as {names[0]!r}. Continuing would mix two experiments: use a new --workdir, or "
+                         "--config.data.root=DIR where the run's images lie now.")
+    path.write_text(json.dumps(now))
 
 
 class Step(NamedTuple):

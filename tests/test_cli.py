@@ -43,3 +43,10 @@ def test_usage(arguments, status, monkeypatch, capsys):
 def test_what_the_user_can_mend_comes_without_a_traceback(monkeypatch, tmp_path, capsys):
     assert call(monkeypatch, "predict", str(tmp_path), "--workdir", str(tmp_path / "none"), "--out", str(tmp_path / "out")) == 2
     assert "no run was started in this workdir" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "--config", "configs/maunet.py:toy", "--workdir", "run") == 2
+    assert f"configs/maunet.py: no such file, seen from {tmp_path}" in capsys.readouterr().err
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    assert call(monkeypatch, "train", "--config", "configs/maunet.py:toy", "--workdir", str(tmp_path / "file")) == 2
+    assert "file" in capsys.readouterr().err

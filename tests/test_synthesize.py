@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -42,34 +43,59 @@ def files_in(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_command_goes_on_after_an_interruption(tmp_path):
+def test_the_same_command_goes_on_after_an_interruption(tmp_path, monkeypatch):
     config, part = get_config("toy"), tmp_path / "made.part"
     synthesize(config, tmp_path / "whole")
-    config.layout = "cellpose"
-    with pytest.raises(ValueError, match="more than one cell"):     # everything is composed, nothing written
-        synthesize(config, tmp_path / "made")
+
+    def interrupted():
+        """Everything is composed, nothing written."""
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("jaxcell.synthesize.convert", Mock(side_effect=KeyboardInterrupt))
+            synthesize(config, tmp_path / "made")
+
+    interrupted()
     kept = sorted((part / "samples").iterdir())
     assert len(kept) == 3 and not (tmp_path / "made").exists()
     changed = get_config("toy")
     changed.compose.sigma = 3.0
     with pytest.raises(ValueError, match=r"(?s)made.part holds .* another config.*compose.sigma: 2.0 -> 3.0"):
         synthesize(changed, tmp_path / "made")
-    # As if killed while it wrote an image, and another time while it wrote the folder; other workers go on.
+    # As if killed while it wrote an image, or without power just after, and another time while it wrote the folder.
     times = [path.stat().st_mtime_ns for path in kept]
-    for path in kept[1:]:
-        path.unlink()
+    kept[1].unlink()
+    kept[2].write_bytes(kept[2].read_bytes()[:-9])
     (part / "data.part").mkdir()
-    with pytest.raises(ValueError, match="more than one cell"):
-        synthesize(config, tmp_path / "made")
+    interrupted()
     assert [path.stat().st_mtime_ns == time for path, time in zip(kept, times, strict=True)] == [True, False, False]
     kept[1].unlink()
-    config.update({"layout": "qupath"})
-    config.data.workers = 1
+    config.data.workers = 1         # other workers go on
     synthesize(config, tmp_path / "made")
     assert files_in(tmp_path / "made") == files_in(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "whole"]
     with pytest.raises(ValueError, match="exists and is not empty"):
         synthesize(config, tmp_path / "made")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"layout": "cellpose"}, "'cellpose' gives each pixel to one cell.*qupath"), ({"layout": "paper"}, "'paper' is unknown"),
+    ({"layout": "bbbc038", "count.test": 1}, "calls the splits .* test, .*test.*; two cannot be one"),
+    ({"count.train": 0, "count.val": 0}, "one of them at least 1"), ({"count.train": -1}, "0 or more"),
+    ({"data.workers": -1}, "workers=-1"), ({"compose.planes": (5,)}, r"planes=\(5,\), but synthetic_1_0000. has 3"),
+])
+def test_what_cannot_be_written_is_said_before_anything_is_composed(change, message, tmp_path, monkeypatch):
+    config = get_config("toy")
+    config.update_from_flattened_dict(change)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        synthesize(config, "made")
+    assert not (tmp_path / "made").exists() and not list(tmp_path.glob("made.part/samples/*"))
+
+
+def test_the_folder_may_be_the_one_where_the_command_is_given(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert synthesize(get_config("toy"), ".").images == 3
+    assert (tmp_path / "here" / "manifest.csv").exists()
 
 
 @pytest.mark.slow

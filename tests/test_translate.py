@@ -60,6 +60,14 @@ def test_repeated_pixels_draw_no_grid():
     assert steps("transposed") > 1e-3
 
 
+@pytest.mark.parametrize("change", [{"data.augment": "mild"}, {"data.device_augment": "light"}], ids=str)
+def test_what_would_change_one_plane_of_a_pair_is_refused(change):
+    config = get_config("toy")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match="makes another pair of a pair. Use none or flips"):
+        build(config)
+
+
 def test_unknown_statistics_are_refused():
     config = get_config("toy")
     config.inference.statistics = "batch"

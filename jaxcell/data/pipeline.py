@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -122,6 +123,8 @@ class TrainIterator(grain.DatasetIterator):
         self._reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0)
         self._taken = 0
         self._ahead: grain.DatasetIterator | None = None
+        if workers < 0:
+            raise ValueError(f"config.data.workers={workers}; it is a number of processes, 0 or more (0: threads of this one).")
 
     def __next__(self) -> tuple[Batch, list[str]]:
         if self._ahead is None:
@@ -174,7 +177,13 @@ def _ended(workers: int, error: str, batch: int) -> str:
 
 
 def _watch_parent(worker: int, workers: int) -> None:
-    """Ends this worker when the training process is gone: one that was killed cannot tell its workers to stop."""
+    """Ends this worker when the training process is gone, and not before: Ctrl-C, and what a cluster sends, reach all processes.
+
+    A training process that was killed cannot tell its workers to stop; one that is asked to end needs them until it has saved.
+    """
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+
     def watch() -> None:
         parent = multiprocessing.parent_process()
         assert parent is not None

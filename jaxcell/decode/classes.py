@@ -127,12 +127,12 @@ def class_cells(logits: np.ndarray, *, threshold: float = 0.5, holes: int = 0, s
     if uncertainty not in UNCERTAINTIES:
         raise ValueError(f"class_cells: uncertainty={uncertainty!r} is unknown; known are {', '.join(UNCERTAINTIES)}.")
     classes = class_map(logits, threshold=threshold)
-    labels = connected_cells(classes, holes=holes, small_objects=small_objects)
-    labels = grow_labels(labels, expansion)
+    pieces = connected_cells(classes, holes=holes, small_objects=small_objects)
+    labels = grow_labels(pieces, expansion)
     cells = instances_from_labels(labels, softmax(logits)[..., 1:].sum(axis=-1))
     extras = {"uncertainty": _means(labels, UNCERTAINTIES[uncertainty](logits), len(cells))}
     if logits.shape[2] > 2:
-        extras["class"] = _largest(labels, classes, len(cells))
+        extras["class"] = _largest(pieces, classes, len(cells))     # grown cells may lie on what was too small for a cell
     return replace(cells, extras=extras)
 
 

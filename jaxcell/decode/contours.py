@@ -52,7 +52,7 @@ def decode_contours(
     found = propose(outputs, score_threshold=score_threshold, samples=samples, iterations=iterations,
                     certainty_threshold=certainty_threshold, max_proposals=max_proposals, shape=shape)
     weights = nms_weights(found["scores"], found.get("uncertainty"), kind=nms_weight)
-    keep = nms(found["float_boxes"], weights, iou_threshold=nms_threshold)
+    keep = nms(_solid(found, _image_shape(outputs, shape)), weights, iou_threshold=nms_threshold)
     extras = {name: found[name][keep] for name in ("contours", "float_boxes", "locations")} | {"nms_weights": weights[keep]}
     if "uncertainty" in found:
         extras["uncertainties"] = expit(found["uncertainty"][keep])
@@ -127,6 +127,17 @@ def _contours(fourier: np.ndarray, locations: np.ndarray, sampling: np.ndarray, 
             contours = refine_contours(contours, sampling, field, iterations=iterations)[-1]
         result[part] = clip_contours(contours, size)
     return result
+
+
+def _solid(found: Mapping[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Boxes [N, 4] for `nms`: of contours thinner than a pixel, whose boxes may have no area and so no IoU, their pixels'."""
+    boxes = found["float_boxes"]
+    thin = (boxes[:, 2:] - boxes[:, :2] < 1).any(axis=1)
+    if not thin.any():
+        return boxes
+    boxes = boxes.copy()
+    boxes[thin] = rasterize(found["contours"][thin], size)[0]
+    return boxes
 
 
 def _image_shape(outputs: Mapping[str, np.ndarray], shape: tuple[int, int] | None) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from roifile import ROI_TYPE, ImagejRoi
 from scipy import ndimage
 from tqdm import tqdm
 
+from jaxcell.data.annotations.qupath import NUCLEI_KNOWN
 from jaxcell.data.images import stem_of
 from jaxcell.data.sources import Source
 from jaxcell.export.coco import coco_writer
@@ -196,14 +197,15 @@ def _write_geojson(stem: Path, sample: Sample) -> Path:
     nuclei = {} if sample.nuclei is None else {cell.number: cell for cell in _cells(sample.nuclei[..., None])}
     features = [{"type": "Feature", "geometry": _geometry(cell),
                  **({"nucleusGeometry": _geometry(nuclei[cell.number])} if cell.number in nuclei else {}),
-                 "properties": {"objectType": "cell" if nuclei else "detection", "name": str(cell.number)}}
+                 "properties": {"objectType": "detection" if sample.nuclei is None else "cell", "name": str(cell.number)}}
                 for cell in _cells(sample.labels)]
     ignored = _ignored(sample.labels)
     if ignored.any():
         features.append({"type": "Feature", "geometry": _geometry(_Cell(0, (0, 0, *ignored.shape), ignored)),
                          "properties": {"objectType": "annotation", "classification": {"name": "Ignore*"}}})
     path = _with_ending(stem, ".geojson")
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+    known = {} if sample.nuclei is None else {NUCLEI_KNOWN: True}       # also where no cell has one
+    path.write_text(json.dumps({"type": "FeatureCollection", **known, "features": features}), encoding="utf-8")
     return path
 
 
@@ -417,7 +419,7 @@ def convert(parts: Mapping[str, Source], out: str | Path, *, kind: str, overlaps
                          (unlabelled, ("refuse", "skip"))):
         if value not in known:
             raise ValueError(f"convert: {value!r} is no choice; it is one of {', '.join(known)}.")
-    layout, out, written = LAYOUTS[kind], Path(out), Written()
+    layout, out, written = LAYOUTS[kind], Path(out).absolute(), Written()
     splits = _splits(parts, layout, kind)
     stems = _stems(parts, splits)
     if kept := splits.items() - {(name, name) for name in splits}:

@@ -56,6 +56,10 @@ UPSAMPLINGS: Mapping[str, Callable[..., jax.Array]] = {"transposed": double_tran
 """Ways to double an image's size, which hold parameters: called in a module."""
 
 
+EXACT = ("none", "flips")
+"""Policies that leave the planes of an image what they are."""
+
+
 class TranslationNetwork(nn.Module):
     """U-Net of convolutions 4x4 with stride 2 down to a single pixel of 2 ** levels, and back up.
 
@@ -158,12 +162,17 @@ def build(config: Any) -> System:
     """Assembles the system from `config.model` and `.loss`.
 
     Raises:
-      ValueError: a part's name is unknown, or the image's planes are not those of input and output together.
+      ValueError: a part's name is unknown, the image's planes are not those of input and output together, or they are augmented
+        by more than flips.
     """
     m, loss = config.model, config.loss
     if config.data.channels != m.inputs + m.outputs:
         raise ValueError(f"config.data.channels={config.data.channels}; an image to learn from has the {m.inputs} planes that "
                          f"are shown and the {m.outputs} that are drawn. Set it to {m.inputs + m.outputs}.")
+    if config.data.augment not in EXACT or config.data.device_augment != "none":
+        raise ValueError(f"config.data.augment={config.data.augment!r}, config.data.device_augment="
+                         f"{config.data.device_augment!r}; what changes intensities or channels makes another pair of a pair. "
+                         f"Use {' or '.join(EXACT)}, and none on the device.")
     network = TranslationNetwork(inputs=m.inputs, outputs=m.outputs, levels=m.levels, width=m.width, dropout=m.dropout,
                                  upsampling=chosen(UPSAMPLINGS, "model.upsampling", m.upsampling), dtype=compute_dtype(m.dtype))
     judge = PatchDiscriminator(width=m.judge_width, strided=m.judge_strided, dtype=compute_dtype(m.dtype))

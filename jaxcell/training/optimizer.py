@@ -134,7 +134,7 @@ def make_optimizer(config: Any) -> tuple[optax.GradientTransformation, Schedule]
 
     Before it the gradient is scaled to a global norm of at most `clip_norm` and each array's to `clip_each_norm` (0: not).
     With `accumulate` = k the parameters move at every k-th step, by the mean gradient of k batches; the schedule counts
-    these updates.
+    steps all the same, and an update has the rate of the first of its batches.
 
     Returns:
       (transformation, schedule); the schedule maps a step to the learning rate of its update, for the log.
@@ -148,9 +148,10 @@ def make_optimizer(config: Any) -> tuple[optax.GradientTransformation, Schedule]
     if every < 1:
         raise ValueError(f"config.optimizer.accumulate={every}; it is the number of batches of one update, 1 or more.")
     clips = ([optax.clip_by_global_norm(clip)] if clip else []) + ([clip_each(clip_one)] if clip_one else [])
-    optimizer = _call(partial(_pick(OPTIMIZERS, "optimizer", options.pop("name")), schedule), options)
+    make = _pick(OPTIMIZERS, "optimizer", options.pop("name"))
+    optimizer = _call(partial(make, lambda update: schedule(update * every)), options)
     transformation = optax.chain(*clips, optimizer) if clips else optimizer
     if every == 1:
         return transformation, schedule
     # In the host loop's steps, not in a scan: XLA's fast convolutions on a CPU are those outside of loops.
-    return optax.MultiSteps(transformation, every).gradient_transformation(), lambda step: schedule(step // every)
+    return optax.MultiSteps(transformation, every).gradient_transformation(), lambda step: schedule(step // every * every)

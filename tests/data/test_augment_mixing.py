@@ -114,6 +114,20 @@ def test_transparent_cells_add_their_light_and_keep_their_pixels():
     assert is_one_of(light[counts == 1], 0.4, 0.42).all()      # 0.5 (and 0.52 in the nucleus) less the background
 
 
+def test_padding_is_no_background():
+    """An image that is smaller than the crop is filled up with zeros, which its cells are not brighter than."""
+    donor = plain(0.5, 9, nuclei=False)
+    side = donor.image.shape[0]
+    padded = dataclasses.replace(donor, image=np.pad(donor.image, [(0, 2 * side), (0, 2 * side), (0, 0)]),
+                                 labels=np.pad(donor.labels, [(0, 2 * side), (0, 2 * side), (0, 0)]))
+    target = plain(0.3, 0)
+    target.image[...] = 0.3
+    pasted = copy_paste(target, lambda rng: padded, np.random.default_rng(1), count=(3, 3), overlaps="add", max_overlap=0,
+                        sigma=0)
+    light = (pasted.image - target.image)[..., 0][(pasted.labels > 0).any(-1)]
+    assert is_one_of(light, 0.4, 0.42).all() and len(light)
+
+
 @pytest.mark.parametrize("overlaps", ["add", "occlude"])
 def test_cells_are_pasted_into_standardised_images_as_into_others(overlaps):
     """Light and dark cells, so that sums leave the range at both ends, and are cut off there."""

@@ -192,7 +192,8 @@ def test_images_without_cells_and_without_annotation():
 
 
 @pytest.mark.parametrize("options", [{"canvas": "blue"}, {"cells": (0, 3)}, {"cells": (5, 3)}, {"max_overlap": 1.5},
-                                     {"sigma": -1.0}, {"zoom": (0.0, 1.0)}, {"donors": 0}], ids=str)
+                                     {"sigma": -1.0}, {"zoom": (0.0, 1.0)}, {"donors": 0}, {"zoom": (0.4, 1.0)},
+                                     {"amplitude": 9.0}, {"size": 0}], ids=str)
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ComposedSource(SOURCE, 1, **options)

@@ -216,6 +216,19 @@ def test_a_killed_worker_is_told_and_leaves_nothing_behind():
     iterator.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_what_a_terminal_or_cluster_sends_to_all_processes_ends_no_worker(number):
+    """The training process decides; it needs batches until it has saved."""
+    before = set(workers_of_this_process())
+    iterator = batches(workers=2)
+    first = take(iterator, 2)
+    for worker in set(workers_of_this_process()) - before:
+        os.kill(worker, number)
+    time.sleep(0.5)
+    assert_same(take(batches(), 24), first + take(iterator, 22))
+    iterator.close()
+
+
 ORPHANS = """
 import multiprocessing, os, signal, sys
 sys.path[:0] = {path!r}

@@ -98,6 +98,13 @@ def test_touching_cells_come_apart_only_if_they_were_made_smaller():
         assert (y0, x0, y1, x1) == {1: (4, 4, 14, 15), 3: (4, 15, 14, 26), 2: (14, 8, 25, 20)}[number]
 
 
+def test_a_cell_that_grows_over_crumbs_of_another_class_keeps_its_own():
+    classes = np.zeros((12, 12), np.int32)
+    classes[2:8, 2:8], classes[4, 9] = 1, 2
+    cells = class_cells(logits_of(classes, 3), small_objects=3, expansion=3)
+    assert cells.extras["class"].tolist() == [1] and cells.boxes[0, 3] > 9
+
+
 def test_growing_is_the_inverse_of_eroding_and_keeps_others():
     labels = np.zeros((12, 12), np.int32)
     labels[2:6, 2:6], labels[2:6, 6:10], labels[8:, 8:] = 5, 7, -1

@@ -187,6 +187,16 @@ def test_the_image_size_must_be_known():
     assert found.shape == (40, 48) and len(found) == 1 and "uncertainties" not in found.extras
 
 
+def test_a_sliver_at_the_border_is_found_once():
+    """Contours thinner than a pixel have boxes without an area; three proposals of one are one cell all the same."""
+    outputs = circles((10, 12), 4, [(0, 3, 3.0), (0, 4, 2.0), (1, 3, 1.0), (6, 6, 3.0)])
+    for (y, x), offset in {(0, 3): (-0.9, 0), (0, 4): (-0.9, -1), (1, 3): (-1.9, 0)}.items():
+        outputs["locations"][y, x] = offset
+    found = decode_contours(outputs, **DECODE)
+    heights = found.extras["float_boxes"][:, 2] - found.extras["float_boxes"][:, 0]
+    assert sorted(heights < 1) == [False, True]
+
+
 def test_no_proposal_gives_no_cell():
     found = decode_contours(circles((10, 12), 4, []), **DECODE)
     assert len(found) == 0 and found.extras["contours"].shape == (0, 32, 2)

@@ -263,6 +263,17 @@ def test_nuclei_go_to_qupath(tmp_path):
     assert not written.lost
 
 
+def test_that_no_cell_has_a_nucleus_is_known_in_qupath(tmp_path):
+    known = replace(samples(1, overlaps=False, ignored=False)[0], nuclei=np.zeros((40, 50), np.int32))
+    empty = replace(known, name="empty", labels=np.zeros_like(known.labels))
+    unknown = replace(known, name="unknown", nuclei=None)
+    convert({"": Samples([known, empty, unknown])}, tmp_path / "out", kind="qupath")
+    for sample in (known, empty):
+        nuclei = read_qupath_nuclei(next((tmp_path / "out").glob(f"*{sample.name.replace('/', '_')}.geojson")), (40, 50))
+        np.testing.assert_array_equal(nuclei, sample.nuclei)
+    assert read_qupath_nuclei(tmp_path / "out" / "unknown.geojson", (40, 50)) is None
+
+
 def test_far_cells_keep_their_place_in_imagej(tmp_path):
     labels = np.zeros((3, 70_000, 1), np.int32)
     labels[1, 69_990:69_999], labels[0, 40_000:40_003] = 1, 2

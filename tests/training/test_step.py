@@ -94,6 +94,17 @@ def test_accumulated_batches_are_one_update_by_their_mean_gradient():
     second = run([batch(1)], transformation=once)[0].params["Dense_0"]["kernel"]
     np.testing.assert_allclose(accumulated.params["Dense_0"]["kernel"], (first + second) / 2, rtol=1e-5)
     assert float(rate(3)) == pytest.approx(0.1)
+    falling = {"name": "polynomial", "base": 0.1, "steps": 8, "power": 1.0}      # steps are batches, however many make an update
+    _, rates = make_optimizer(ml_collections.ConfigDict({**options, "schedule": falling, "accumulate": 4}))
+    _, plain = make_optimizer(ml_collections.ConfigDict({**options, "schedule": falling}))
+    assert [float(rates(step)) for step in range(8)] == [float(plain(step // 4 * 4)) for step in range(8)]
+    moved, _ = make_optimizer(ml_collections.ConfigDict({**options, "schedule": falling, "accumulate": 4}))
+    state, gradient = moved.init({"w": jnp.zeros(1)}), {"w": jnp.ones(1)}
+    steps = []
+    for _ in range(8):
+        update, state = moved.update(gradient, state, {"w": jnp.zeros(1)})
+        steps.append(-float(update["w"][0]))
+    np.testing.assert_allclose(steps, [0, 0, 0, plain(0), 0, 0, 0, plain(4)], rtol=1e-6)
     with pytest.raises(ValueError, match="accumulate=0"):
         make_optimizer(ml_collections.ConfigDict({**options, "accumulate": 0}))
 

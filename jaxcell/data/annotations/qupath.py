@@ -12,7 +12,10 @@ from jaxcell.data.annotations.crops import Crop, pack_crops, union
 from jaxcell.data.annotations.json_file import read_json
 from jaxcell.data.annotations.polygons import fill_rings, ring
 
-__all__ = ["read_qupath", "read_qupath_nuclei"]
+__all__ = ["NUCLEI_KNOWN", "read_qupath", "read_qupath_nuclei"]
+
+NUCLEI_KNOWN = "jaxcell:nucleiKnown"
+"""Member of a collection whose cells without a nucleus are known to have none. QuPath, which ignores it, writes no such thing."""
 
 KINDS = ("cell", "detection", "annotation")
 """What a cell may be called, best first."""
@@ -61,13 +64,16 @@ def read_qupath_nuclei(path: str | Path, shape: tuple[int, int]) -> np.ndarray |
       shape: (H, W) of the image.
 
     Returns:
-      [H, W] int32, a nucleus has the number of its cell (where nuclei overlap, the later one's); None if no cell has a nucleus.
+      [H, W] int32, a nucleus has the number of its cell (where nuclei overlap, the later one's); None if no cell has a nucleus
+      and the file does not say that this is known (`NUCLEI_KNOWN`).
 
     Raises:
       FileNotFoundError, ValueError: as for `read_qupath`.
     """
     cells, _ = _objects(Path(path))
-    if not any(_nucleus(feature) for _, feature in cells):
+    content = read_json(path)
+    known = isinstance(content, Mapping) and content.get(NUCLEI_KNOWN) is True
+    if not known and not any(_nucleus(feature) for _, feature in cells):
         return None
     nuclei = np.zeros(shape, np.int32)
     for number, (name, feature) in enumerate(cells, start=1):

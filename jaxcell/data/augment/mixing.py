@@ -149,7 +149,7 @@ def copy_paste(sample: Sample, draw: Draw, rng: np.random.Generator, *, count: t
         return sample
     canvas = Canvas(sample.image.copy(), [layer.copy() for layer in np.moveaxis(sample.labels, -1, 0)],
                      None if sample.nuclei is None else sample.nuclei.copy())
-    taken, cells, background = (sample.labels != 0).any(axis=-1), whole_cells(donor.labels), background_of(donor)
+    taken, cells, background = (sample.labels != 0).any(axis=-1), whole_cells(donor.labels), background_of(donor, padded=True)
     chosen = rng.permutation(len(cells))[:int(rng.integers(count[0], count[1] + 1))].tolist()
     for index, fresh in zip(chosen, _fresh_ids(len(chosen), _ids(sample)).tolist(), strict=True):
         number, layer, window = cells[index]
@@ -244,9 +244,16 @@ OVERLAPS: dict[str, Callable[..., np.ndarray]] = {"occlude": _cover, "add": _add
 """What a pasted cell does to what is below it; see `copy_paste`."""
 
 
-def background_of(sample: Sample) -> np.ndarray:
-    """[C], the median of the pixels without cells (of every eighth row and column); 0 where cells are everywhere."""
-    pixels = sample.image[::8, ::8][(_labels(sample)[::8, ::8] == 0).all(axis=-1)]
+def background_of(sample: Sample, *, padded: bool = False) -> np.ndarray:
+    """[C], the median of the pixels without cells (of every eighth row and column); 0 where cells are everywhere.
+
+    Args:
+      sample: with labels.
+      padded: pixels that are 0 in all channels lie outside of the image and do not count.
+    """
+    image = sample.image[::8, ::8]
+    free = (_labels(sample)[::8, ::8] == 0).all(axis=-1)
+    pixels = image[free & (image != 0).any(axis=-1)] if padded else image[free]
     return np.median(pixels, axis=0) if len(pixels) else np.zeros(sample.image.shape[2], sample.image.dtype)
 
 

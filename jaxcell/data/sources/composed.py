@@ -61,6 +61,11 @@ class ComposedSource:
         if not 0 <= max_overlap <= 1 or sigma < 0 or not 0 < zoom[0] <= zoom[1]:
             raise ValueError(f"ComposedSource: max_overlap={max_overlap}, sigma={sigma}, zoom={zoom}; an overlap is a share, a "
                              "deviation not below 0, a zoom (smallest, largest) above 0.")
+        if zoom[0] < 0.5 or not 0 <= amplitude <= 8:
+            raise ValueError(f"ComposedSource: zoom={zoom}, amplitude={amplitude}; cells are resized by 0.5 or more and bent "
+                             "by 0 to 8 pixels. For smaller cells, scale the annotated images first.")
+        if count < 0 or min(size if isinstance(size, tuple) else (size,)) < 1:
+            raise ValueError(f"ComposedSource: count={count}, size={size}; a number of images, not below 0, of 1 pixel or more.")
         if donors < 1:
             raise ValueError(f"ComposedSource: donors={donors} is impossible; an image needs cells of at least 1.")
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
@@ -94,6 +99,9 @@ class ComposedSource:
         sample = self._source[index]
         if sample.labels is None:
             raise ValueError(f"ComposedSource: {sample.name} has no annotation to cut cells out of; leave it out.")
+        planes = sample.image.shape[2]
+        if not all(0 <= plane < planes for plane in self._planes):
+            raise ValueError(f"ComposedSource: planes={self._planes}, but {sample.name} has {planes}: 0 to {planes - 1}.")
         image = sample.image[..., list(self._planes)] if self._planes else sample.image
         return replace(sample, image=image.astype(np.float32))
 
