@@ -53,7 +53,8 @@ def get_config(variant: str = "synthetic") -> ml_collections.ConfigDict:
 
 
 def _folder(root: str, split: str) -> dict[str, object]:
-    return {"kind": "folder", "root": root, "split": split, "modality": "", "labelled": True, "repeat": 1}
+    return {"kind": "folder", "root": root, "split": split, "modality": "", "labelled": True, "coding": "ids", "select": "",
+            "repeat": 1}
 
 
 def _challenge() -> ml_collections.ConfigDict:

@@ -79,7 +79,8 @@ def get_config(variant: str = "r50_vit_b16_skip0") -> ml_collections.ConfigDict:
 
 
 def _folder(root: str, split: str) -> dict[str, object]:
-    return {"kind": "folder", "root": root, "split": split, "modality": "", "labelled": True, "repeat": 1}
+    return {"kind": "folder", "root": root, "split": split, "modality": "", "labelled": True, "coding": "ids", "select": "",
+            "repeat": 1}
 
 
 def _nt2(part: str) -> dict[str, object]:

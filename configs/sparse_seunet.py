@@ -118,7 +118,8 @@ def get_config(variant: str = "multi") -> ml_collections.ConfigDict:
 
 
 def _folder(root: str, split: str, modality: str = "") -> dict[str, object]:
-    return {"kind": "folder", "root": root, "split": split, "modality": modality, "labelled": True, "repeat": 1}
+    return {"kind": "folder", "root": root, "split": split, "modality": modality, "labelled": True, "coding": "ids", "select": "",
+            "repeat": 1}
 
 
 def _thesis() -> ml_collections.ConfigDict:
@@ -198,8 +199,8 @@ def _thesis() -> ml_collections.ConfigDict:
     c.optimizer.name = "adamw"
     c.optimizer.weight_decay = 0.005
     c.optimizer.accumulate = 4          # batches of one update
-    # 1e-5, later 5e-5; the thesis does not say when. The schedule counts updates.
-    c.optimizer.schedule = {"name": "warmup_multistep", "base": 1e-5, "milestones": (2250,), "gamma": 5.0, "warmup_steps": 0,
+    # 1e-5, later 5e-5; the thesis does not say when.
+    c.optimizer.schedule = {"name": "warmup_multistep", "base": 1e-5, "milestones": (9000,), "gamma": 5.0, "warmup_steps": 0,
                             "warmup_factor": 1.0}
 
     c.train.steps = 18_000              # 2000 epochs of 18 images

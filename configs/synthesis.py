@@ -66,6 +66,7 @@ def _thesis() -> ml_collections.ConfigDict:
     c.compose.planes = (0,)             # of the annotated images
     c.compose.zoom = (0.8, 1.25)
     c.compose.amplitude = 4.0           # of the elastic deformation, pixels
+    c.compose.halo = 0                  # pixels around a cell that come with it, before the soft edge: of bright phase contrast
     c.compose.donors = 8                # annotated images that the cells of one come from; 1 where exposure differs
     return c
 
@@ -94,7 +95,8 @@ def _pairs(c: ml_collections.ConfigDict) -> None:
     pairs = {"kind": "synthetic", "modality": "pair", "count": 8, "size": 256, "seed": 1, "overlap": 0.6, "microscope": 3}
     c.data.source = ml_collections.ConfigDict({"pairs": pairs})
     c.count.update({"train": 1000})
-    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0, "amplitude": 1.0})      # for cells of some 15 pixels
+    # For cells of some 15 pixels with a halo, without which they are drawn without the fringes of brightfield.
+    c.compose.update({"size": 256, "cells": (30, 90), "sigma": 2.0, "halo": 3, "amplitude": 1.0})
 
 
 def _toy(c: ml_collections.ConfigDict) -> None:

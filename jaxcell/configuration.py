@@ -35,7 +35,10 @@ ADDED_BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()},
     ("inference", "noise"): {"statistics": "running"},
     ("model", "judge_width"): {"upsampling": "transposed"},
-    ("compose", "zoom"): {"donors": 8}}
+    ("compose", "zoom"): {"donors": 8, "halo": 0}}
+
+# The same for sources of kind "folder" to learn from.
+ADDED_TO_FOLDERS: Mapping[str, Any] = {"coding": "ids", "select": ""}
 
 
 def common_config(system: str) -> ml_collections.ConfigDict:
@@ -110,6 +113,10 @@ def _with_later_keys(saved: dict[str, Any]) -> dict[str, Any]:
     added = [*ADDED.items(), *((part, keys) for (part, key), keys in ADDED_BESIDE.items() if key in saved.get(part, {}))]
     for part, keys in added:
         saved[part] = dict(keys) | saved.get(part, {})
+    for sources in (saved["data"].get("train"), saved["data"].get("val"), saved["semi"].get("unlabelled")):
+        for name, source in (sources or {}).items():
+            if source.get("kind") == "folder":
+                sources[name] = ADDED_TO_FOLDERS | source
     return saved
 
 
@@ -202,8 +209,9 @@ def read_command_line(values: flags.FlagValues, *, usage: str, text: str, requir
     with readable_flag_errors():
         rest = values(sys.argv)[1:]
         missing = [f"--{name}" for name in required if values[name].value is None]
-        if "config" in required and not missing:
-            values["config"].value.to_dict()        # a config file that could not be read says so only when it is used
+        config: Any = values["config"].value if "config" in required else None
+        if config is not None:
+            config.to_dict()        # a config file that could not be read says so only when it is used
     if missing or rest:
         problem = f"{' and '.join(missing)} must be given" if missing else f"not understood: {' '.join(rest)}"
         raise ValueError(f"{problem}; see --help.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +20,11 @@ from jaxcell import viz
 from jaxcell.configuration import readable_flag_errors
 from jaxcell.data.check import check_sources, exit_status
 from jaxcell.data.check_report import to_json, to_text
+from jaxcell.data.labels import CODINGS
 from jaxcell.data.normalize import select_planes
 from jaxcell.data.sources import SOURCES, Source, open_source
 from jaxcell.data.sources.combined import CheckedSource, SelectedSource
-from jaxcell.data.sources.folder import FolderSource
+from jaxcell.data.sources.folder import FolderSource, name_folders, rename_splits, unread_images
 from jaxcell.export.layouts import LAYOUTS, convert
 from jaxcell.types import Instances, Sample
 
@@ -41,7 +43,9 @@ Of a folder, --kind says what it is where that is not a folder of images with la
 class _Divided(Source, Protocol):
     """A source that knows the split of each sample."""
 
-    splits: Sequence[str]
+    @property
+    def splits(self) -> Sequence[str]:
+        """Of each sample; "" where it has none."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class _Target:
 
 
 def open_folder(path: str | Path, *, kind: str | None = None, splits: Sequence[str] = (), images: str | Path | None = None,
-                divide: bool = False) -> Opened:
+                divide: bool = False, coding: str | None = None, select: str = "") -> Opened:
     """The sources of a folder or COCO file, by split.
 
     Args:
@@ -64,25 +68,31 @@ def open_folder(path: str | Path, *, kind: str | None = None, splits: Sequence[s
       splits: those wanted; none: all that are there.
       images: folder of the images of COCO files; None: the subfolder `images` beside the file, else the file's own folder.
       divide: divide a folder without splits into "train" and "val" as training would.
+      coding: what the values of label images of a folder of images mean; None: "ids". See `FolderSource`.
+      select: what of its image files to take, such as "C=DAPI,Z=max".
 
     Returns:
       split ("" where there is none) -> source, or the error with which it refused to open.
 
     Raises:
       FileNotFoundError: no such path.
-      ValueError: a kind that is unknown or takes no folder, or a split that is not there.
+      ValueError: a kind that is unknown or takes no folder, a split that is not there, or options that the kind does not have.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or file; check the path (relative ones count from {Path.cwd()}).")
     files = [path] if path.suffix.lower() == ".json" else _coco_files(path) if kind in (None, "coco") else []
-    if files and kind in (None, "coco"):
-        return _open_coco(files, splits, images)
+    is_coco = bool(files) and kind in (None, "coco")
     if kind not in (None, *SOURCES):
         raise ValueError(f"--kind={kind}: is unknown; it is one of {', '.join(SOURCES)}.")
+    if (coding or select) and (is_coco or kind not in (None, "folder")):
+        raise ValueError(f"{path}: --coding and --select are for folders of images, but this is of kind "
+                         f"{'coco' if is_coco else kind}. Leave them out, or name the folder of the images with --kind=folder.")
+    if is_coco:
+        return _open_coco(files, splits, images)
     if kind not in (None, "folder"):
         return _open_kind(str(kind), path, splits)
-    return _open_images(path, splits, divide=divide)
+    return _open_images(partial(FolderSource, path, coding=coding or "ids", select=select), path, splits, divide=divide)
 
 
 def _coco_files(folder: Path) -> list[Path]:
@@ -132,27 +142,28 @@ def _select(source: _Divided, split: str) -> Source:
     return SelectedSource(source, [i for i, other in enumerate(source.splits) if other == split])
 
 
-def _open_images(path: Path, splits: Sequence[str], *, divide: bool) -> Opened:
-    if (path / "manifest.csv").exists():
-        whole = _opened(partial(FolderSource, path))
-        if not isinstance(whole, _Divided):
+def _open_images(open_it: Callable[..., FolderSource], path: Path, splits: Sequence[str], *, divide: bool) -> Opened:
+    present = dict.fromkeys(split for split in SPLITS if (path / split).is_dir())
+    if (path / "manifest.csv").exists() or not present:
+        whole = _opened(open_it)
+        if not isinstance(whole, FolderSource):
             return {"": whole}
         present = dict.fromkeys(whole.splits)
-        _check_splits(splits, present, path)
-        return {split: _select(whole, split) for split in (splits or present)}
-    present = dict.fromkeys(split for split in SPLITS if (path / split).is_dir())
-    if not present:
-        plain = _opened(partial(FolderSource, path))
-        if isinstance(plain, Exception) or not (splits or (divide and len(plain) > 1)):
-            return {"": plain}
+        if any(present):
+            _check_splits(splits, present, path)
+            return {split: _opened(partial(open_it, split=split)) if split else _select(whole, split)
+                    for split in (splits or present)}
+        if not (splits or (divide and len(whole) > 1)):
+            return {"": whole}
         present = dict.fromkeys(LABELLED)
     _check_splits(splits, present, path)
-    return {split: _opened(partial(FolderSource, path, split=split)) for split in (splits or present)}
+    return {split: _opened(partial(open_it, split=split)) for split in (splits or present)}
 
 
 def _check_splits(wanted: Sequence[str], present: Mapping[str, Any], path: Path) -> None:
     if missing := [split for split in wanted if split not in present]:
-        raise ValueError(f"{path}: has no split {missing[0]!r}; it has {', '.join(filter(None, present)) or 'none'}.")
+        raise ValueError(f"{path}: has no split {missing[0]!r}; it has {', '.join(filter(None, present)) or 'none'}."
+                         f"{rename_splits(path)}")
 
 
 def _opened(open_it: Callable[[], Source]) -> Source | ValueError | FileNotFoundError:
@@ -179,8 +190,12 @@ def open_config(target: str, arguments: Sequence[str]) -> _Target:
     targets = config.targets if "targets" in config else {}
     limits = {key: targets[key] for key in ("min_area", "max_cells") if key in targets}
     planes = tuple(data.planes) or None
+    folders: dict[Path, list[str]] = defaultdict(list)
+    for spec in (dict(spec) for split in SPLITS if split in data for spec in data[split].values()):
+        if spec["kind"] == "folder" and "root" in spec:
+            folders[Path(data.root) / spec["root"]].append(spec.get("split") or "")
     options = {"normalize": dict(data.normalize), "channels": data.channels, "planes": planes, "crop": data.crop,
-               "labelled": LABELLED, "skip_unreadable": data.unreadable == "skip", **limits}
+               "labelled": LABELLED, "skip_unreadable": data.unreadable == "skip", "folders": folders, **limits}
 
     def augmented() -> Iterator[viz.Tile]:
         import jax  # takes seconds, which the other commands need not wait for; grain imports it too
@@ -311,6 +326,9 @@ def convert_layout(argv: list[str]) -> int:
     print(f"{written.images} images, {written.cells} cells -> {options.out}")
     for what, count in written.lost.items():
         print(f"  not kept: {what}: {count}")
+    for folder, splits in target.options.get("folders", {}).items():
+        if unread := unread_images(folder, splits):
+            print(f"  not read: {name_folders(unread, folder)}.{rename_splits(folder)}")
     return 0
 
 
@@ -331,17 +349,26 @@ def _parser(name: str, text: str | None, *, epilog: str = "") -> argparse.Argume
     parser.add_argument("--split", action="append", default=[], help="only this split; may be given several times" +
                         (", and with a new name (--split test2=test)" if name == "convert" else ""))
     parser.add_argument("--images", type=Path, help="folder of a COCO file's images; default: images/ beside it, or its own")
+    parser.add_argument("--coding", choices=tuple(CODINGS), help="of a folder's label images: one number a cell (ids, the "
+                        "default), one colour a cell (rgb), or foreground and background (binary)")
+    parser.add_argument("--select", default="", help="of a folder's image files with more axes than an image: index, channel "
+                        "name or projection, such as T=0,C=DAPI,Z=max")
     return parser
 
 
 def _open(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str], *, divide: bool = False) -> _Target:
     if _is_config(options.target):
-        if options.kind or options.split or options.images:
-            parser.error("--kind, --split and --images belong to a folder; a config names its sources itself")
+        if options.kind or options.split or options.images or options.coding or options.select:
+            parser.error("--kind, --split, --images, --coding and --select belong to a folder; a config names its sources itself "
+                         "(--config.data.train.own.coding)")
         return open_config(options.target, rest)
     if rest:
         parser.error(f"unknown arguments {' '.join(rest)}")
-    return _Target(open_folder(options.target, kind=options.kind, splits=options.split, images=options.images, divide=divide))
+    parts = open_folder(options.target, kind=options.kind, splits=options.split, images=options.images, divide=divide,
+                        coding=options.coding, select=options.select)
+    if not any(isinstance(source, FolderSource) for source in parts.values()):
+        return _Target(parts)
+    return _Target(parts, {"folders": {Path(options.target): list(parts)}, "some_labelled": ("", *LABELLED)})
 
 
 def _is_config(target: str) -> bool:

@@ -48,7 +48,7 @@ def composed_parts(config: ml_collections.ConfigDict) -> dict[str, Source]:
             parts[split] = ComposedSource(
                 source, count, size=compose.size, seed=(config.seed, number), cells=tuple(compose.cells), canvas=compose.canvas,
                 max_overlap=compose.max_overlap, sigma=compose.sigma, planes=tuple(compose.planes), zoom=tuple(compose.zoom),
-                amplitude=compose.amplitude, donors=compose.donors)
+                amplitude=compose.amplitude, donors=compose.donors, halo=compose.halo)
     return parts
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import maunet, morphoseg, pix2pix, sparse_seunet
 from configs.contour_proposal import get_config
-from jaxcell.configuration import ADDED, ADDED_BESIDE, load_changed_config, load_config, save_config
+from jaxcell.configuration import ADDED, ADDED_BESIDE, ADDED_TO_FOLDERS, load_changed_config, load_config, save_config
 
 
 def test_a_config_without_later_keys_is_completed(tmp_path):
@@ -92,6 +92,20 @@ def test_decoding_is_free_but_where_a_teacher_decodes(tmp_path):
     config.semi.scheme = "listen2student"
     with pytest.raises(ValueError, match="decode.score_threshold: .* -> 0.95"):
         save_config(config, tmp_path / "listen2student", continues=True)
+
+
+def test_runs_of_folders_go_on_under_the_version_that_has_more_options(tmp_path):
+    config = get_config("own")
+    save_config(config, tmp_path, continues=False)
+    old = json.loads((tmp_path / "config.json").read_text())
+    for part in ("train", "val"):
+        for option in ADDED_TO_FOLDERS:
+            del old["data"][part]["own"][option]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    save_config(config, tmp_path, continues=True)
+    config.data.train.own.coding = "binary"
+    with pytest.raises(ValueError, match="data.train.own.coding: ids -> binary"):
+        save_config(config, tmp_path, continues=True)
 
 
 def test_who_wants_to_train_longer_is_told_how(tmp_path):

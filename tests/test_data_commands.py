@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from jaxcell import cli
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.data.sources.synthetic import SyntheticSource
-from jaxcell.data_commands import open_folder
+from jaxcell.data_commands import open_config, open_folder
 from jaxcell.export.layouts import convert
 from jaxcell.geometry.labels import resolve_overlaps
 
@@ -82,6 +83,83 @@ def test_copies_are_found_between_subfolders(tmp_path, capsys):
     assert call("check", tmp_path, "--quiet", "--strict", "--split", "val") == 0
 
 
+def test_images_that_are_not_read_are_named(tmp_path, capsys):
+    nest = write_pairs(tmp_path / "nest", range(3))
+    write_pairs(nest / "day2", range(3, 7))
+    assert call("check", nest, "--quiet") == 0 and call("check", nest, "--quiet", "--strict") == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "WARNING all: images that are not read: 4 images: day2/well_3.1.png, " in printed
+    assert "passed over: day2 (4 images); move them" in printed
+    assert call("check", CONFIG, f"--config.data.root={nest}", "--quiet") == 0
+    assert "passed over: day2 (4 images)" in capsys.readouterr().out
+    assert call("convert", nest, "--to", "coco", "--out", tmp_path / "coco") == 0
+    assert "  not read: day2 (4 images).\n" in capsys.readouterr().out
+
+
+def test_what_seems_to_be_a_split_is_named(tmp_path, capsys):
+    write_pairs(tmp_path / "tv" / "train", range(4))
+    write_pairs(tmp_path / "tv" / "validation", (4, 5))
+    assert call("check", tmp_path / "tv", "--quiet") == 0
+    assert "1 warning" in (printed := capsys.readouterr().out) and "validation to val" in " ".join(printed.split())
+    assert call("convert", tmp_path / "tv", "--to", "coco", "--out", tmp_path / "coco") == 0
+    assert "not read: validation (2 images). If they are splits, rename validation to val." in capsys.readouterr().out
+    assert "rename validation to val" in failed(capsys, "check", tmp_path / "tv", "--split", "val")
+    (tmp_path / "tv" / "validation").rename(tmp_path / "tv" / "val")
+    write_pairs(tmp_path / "tv", [6])
+    assert call("check", tmp_path / "tv", "--quiet") == 0
+    assert "the folder itself (1 image)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("to", ["qupath", "imagej"])
+def test_a_manifest_without_splits_is_divided(lab, tmp_path, to, capsys):
+    assert call("convert", lab, "--to", to, "--out", tmp_path / "new", "--overlaps", "top") == 0
+    assert {split: len(source) for split, source in open_folder(tmp_path / "new").items()} == {"": 6}
+    assert open_folder(tmp_path / "new", divide=True)["val"].names == FolderSource(lab, split="val").names
+    assert call("check", CONFIG, f"--config.data.root={tmp_path / 'new'}", "--quiet") == 0
+    assert "train/own" in capsys.readouterr().out
+
+
+def test_labels_of_another_name_are_an_error(lab, capsys):
+    for path in lab.glob("*_label.png"):
+        path.rename(str(path).replace("_label.png", "_gt.png"))
+    assert call("check", lab, "--quiet") == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ERROR train: no image is annotated" in printed and "rename it well_0.1_label" in printed
+
+
+@pytest.fixture
+def stacks(tmp_path):
+    """Movies of two frames, with foreground masks."""
+    folder = write_pairs(tmp_path / "stacks", range(4))
+    for path in folder.glob("*_label.png"):
+        Image.fromarray(((np.asarray(Image.open(path)) > 0) * 255).astype(np.uint8)).save(path)
+    for path in folder.glob("*.1.png"):
+        plane = np.asarray(Image.open(path))
+        tifffile.imwrite(path.with_suffix(".tif"), np.stack([plane, plane]), imagej=True, metadata={"axes": "TYX"})
+        path.unlink()
+    return folder
+
+
+def test_coding_and_select_are_options(stacks, tmp_path, capsys):
+    chosen = ("--coding", "binary", "--select", "T=0")
+    assert call("check", stacks, "--quiet", "--select", "T=0") == 1
+    assert "coding is an option: --coding" in " ".join(capsys.readouterr().out.split())
+    assert call("check", stacks, "--quiet", *chosen) == 0
+    assert call("view", stacks, "--out", tmp_path / "sheet.png", *chosen) == 0
+    assert call("convert", stacks, "--to", "folder", "--out", tmp_path / "new", *chosen) == 0
+    assert FolderSource(tmp_path / "new")[0].labels.max() > 1 and FolderSource(tmp_path / "new")[0].image.shape[2] == 1
+    assert "for folders of images" in failed(capsys, "check", stacks, "--kind", "bbbc038", "--coding", "rgb")
+
+
+@pytest.mark.parametrize("system", ["contour_proposal", "maunet", "mesmer", "morphoseg", "sparse_seunet"])
+def test_coding_and_select_can_be_set_in_the_config_of_own_images(stacks, system):
+    keys = [f"--config.data.root={stacks}", "--config.data.train.own.select=T=0"]
+    sample = open_config(f"configs/{system}.py:own", [*keys, "--config.data.train.own.coding=binary"]).parts["train/own"][0]
+    assert sample.image.shape[2] == 1 and sample.labels.max() > 1
+    with pytest.raises(ValueError, match="config.data.train.own.coding"):
+        open_config(f"configs/{system}.py:own", keys).parts["train/own"][0]
+
+
 def test_a_config_adds_what_training_will_do(lab, capsys):
     arguments = ("check", CONFIG, f"--config.data.root={lab}", "--quiet")
     assert call(*arguments) == 0
@@ -108,7 +186,8 @@ def test_errors_take_one_line(arguments, message, capsys):
 
 
 @pytest.mark.parametrize("arguments", [
-    ("check", ".", "--nonsense"), ("check", CONFIG, "--kind", "folder"), ("convert", CONFIG, "--to", "coco", "--out", "x"),
+    ("check", ".", "--nonsense"), ("check", CONFIG, "--kind", "folder"), ("check", CONFIG, "--coding", "rgb"),
+    ("convert", CONFIG, "--to", "coco", "--out", "x"),
     ("view", ".", "--out", "x.png", "--augmented"), ("view", "."), ("view", ".", "--out", "x.png", "--count", "0"),
 ])
 def test_usage_errors_are_status_2(arguments, capsys):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,16 @@ from tqdm import tqdm
 from jaxcell.data.facts import ORIENTATIONS, CellFacts, SampleFacts, orientations, sample_facts
 from jaxcell.data.normalize import fit_normalizer
 from jaxcell.data.sources import Source
+from jaxcell.data.sources.folder import name_folders, rename_labels, rename_splits, unread_images
 from jaxcell.data.validate import validate
 
-__all__ = ["SEVERITIES", "Finding", "Report", "check_sources", "exit_status"]
+__all__ = ["SEVERITIES", "UNUSABLE", "Finding", "Report", "check_sources", "exit_status"]
 
 SEVERITIES = ("error", "warning", "note")
 """error: it will be refused, or training would fail. warning: probably not what you want. note: handled, and how."""
+
+UNUSABLE = "an image that cannot be used"
+"""The rule of samples of which there are no facts."""
 
 # Measured on the 615 images of five public sets: the labels of every image fit by 0.67 or more. Mirrored, turned or from another
 # image they fit by about 0.5, unless the image is symmetric (two yeasts in a trap) or the other one a frame of the same movie.
@@ -76,8 +81,9 @@ class Report:
 
 def check_sources(parts: Mapping[str, Source | ValueError | FileNotFoundError], *, normalize: Mapping[str, Any] | None = None,
                   channels: int = 3, planes: Sequence[int] | None = None, crop: int | None = None, min_area: int | None = None,
-                  max_cells: int | None = None, labelled: Collection[str] = (), skip_unreadable: bool = False,
-                  progress: bool = False) -> Report:
+                  max_cells: int | None = None, labelled: Collection[str] = (), some_labelled: Collection[str] = (),
+                  skip_unreadable: bool = False, folders: Mapping[Path, Collection[str]] | None = None, progress: bool = False
+                  ) -> Report:
     """Reads every sample of every part once and says what is noteworthy.
 
     Args:
@@ -90,11 +96,13 @@ def check_sources(parts: Mapping[str, Source | ValueError | FileNotFoundError], 
       min_area: training ignores smaller cells, pixels.
       max_cells: most cells of one crop that training takes.
       labelled: splits in which samples without labels are errors: they are to be trained on or scored against.
+      some_labelled: splits in which it is an error that no sample has labels.
       skip_unreadable: what cannot be read will be left out; else it will end the run.
+      folders: folder of images -> splits of it among the parts; what else lies there is named.
       progress: show a progress bar.
     """
     facts: dict[str, list[SampleFacts]] = {}
-    findings: list[Finding] = []
+    findings = [finding for folder, splits in (folders or {}).items() for finding in _unread(folder, splits)]
     normalizer = None if normalize is None else partial(fit_normalizer, settings=normalize, channels=channels, planes=planes)
     for part, source in parts.items():
         facts[part] = []
@@ -104,12 +112,14 @@ def check_sources(parts: Mapping[str, Source | ValueError | FileNotFoundError], 
         for found in _read(part, source, normalizer, skip=skip_unreadable, progress=progress):
             (facts[part] if isinstance(found, SampleFacts) else findings).append(found)     # type: ignore[arg-type]
         findings += _repeated_names(part, source)
+    rename = rename_labels([name for source in parts.values() if not isinstance(source, Exception) for name in source.names])
     rules = _rules(crop=crop, min_area=min_area, max_cells=max_cells, normalized=normalize is not None)
     for part, samples in facts.items():
         findings += [finding for rule in rules if (finding := _apply(rule, part, samples))]
         findings += [Finding("error", "images that the network cannot take", part, (s.name,), None, s.refusal)
                      for s in samples if s.refusal]
-        findings += _annotation(part, samples, labelled=part.partition("/")[0] in labelled)
+        split = part.partition("/")[0]
+        findings += _annotation(part, samples, labelled=split in labelled, some=split in some_labelled, remedy=rename)
         findings += _unused_bits(part, samples) + (_planes(part, samples) if normalize is None else [])
     for compare in ACROSS:
         findings += compare(facts)
@@ -134,7 +144,7 @@ def _read(part: str, source: Source, normalizer: Callable[[np.ndarray], Any] | N
             except Exception as error:      # whatever is wrong with one sample, the others are looked at too
                 known = isinstance(error, (ValueError, FileNotFoundError))
                 message = str(error) if known else f"{type(error).__name__}: {error}"
-                found = Finding("warning" if skip else "error", "an image that cannot be used", part, (name,), None, message + (
+                found = Finding("warning" if skip else "error", UNUSABLE, part, (name,), None, message + (
                     " (It will be left out: config.data.unreadable is skip.)" if skip else ""))
         yield found
         if caught:
@@ -145,6 +155,14 @@ def _repeated_names(part: str, source: Source) -> list[Finding]:
     twice = tuple(f"{name} ({n} times)" for name, n in Counter(source.names).items() if n > 1)
     return [Finding("warning", "names that are not unique", part, twice, None,
                     "reports and predictions cannot tell these images apart; rename them")] if twice else []
+
+
+def _unread(folder: Path, splits: Collection[str]) -> list[Finding]:
+    found = unread_images(folder, splits)
+    images = tuple(image.relative_to(folder).as_posix() for images in found.values() for image in images)
+    return [Finding("warning", "images that are not read", "all", images, None,
+                    f"passed over: {name_folders(found, folder)}; move them beside those that are read, name their folder by "
+                    f"itself, or list all in a manifest.csv.{rename_splits(folder)}")] if found else []
 
 
 def _merged(findings: Iterable[Finding]) -> list[Finding]:
@@ -291,7 +309,7 @@ def _fit_in_words(sample: SampleFacts) -> str:
 
 
 # ---------------------------------------------------------------- rules that look at one part
-def _annotation(part: str, samples: Sequence[SampleFacts], *, labelled: bool) -> list[Finding]:
+def _annotation(part: str, samples: Sequence[SampleFacts], *, labelled: bool, some: bool, remedy: str) -> list[Finding]:
     bare = tuple(s.name for s in samples if s.cells is None)
     annotated = [s for s in samples if s.cells is not None]
     empty = tuple(s.name for s in annotated if s.cells is not None and not len(s.cells))
@@ -299,6 +317,10 @@ def _annotation(part: str, samples: Sequence[SampleFacts], *, labelled: bool) ->
     if bare and labelled:
         found.append(Finding("error", "images without annotation", part, bare, None,
                              "training and evaluation stop at them; set labelled=True of the source to be told at the start"))
+    elif bare and some and not annotated:
+        found.append(Finding("error", "no image is annotated", part, bare, None,
+                             "training refuses them; the labels of x.png are x_label.png, x_masks.tif or the like, see "
+                             f"docs/data.md.{remedy}"))
     elif bare:
         found.append(Finding("warning" if annotated else "note", "images without annotation", part, bare, None,
                              "they can be segmented, but neither trained on nor scored; see whether label files are missing"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcell.data.check import SEVERITIES, Finding, Report
+from jaxcell.data.check import SEVERITIES, UNUSABLE, Finding, Report
 from jaxcell.data.facts import SampleFacts
 
 __all__ = ["summarize", "to_json", "to_text"]
@@ -20,10 +20,11 @@ SIDE_BY_SIDE = 3        # parts whose facts stand beside one another
 KEY = 26                # characters of the first column
 
 
-def summarize(samples: Sequence[SampleFacts]) -> dict[str, list[str]]:
-    """Fact -> its lines of text, for one part."""
+def summarize(samples: Sequence[SampleFacts], *, unusable: int = 0) -> dict[str, list[str]]:
+    """Fact -> its lines of text, for one part; `unusable` images are counted beside the samples."""
     cells = [s.cells for s in samples if s.cells is not None]
-    table = {"images": [f"{len(samples):,}"], "with labels": [f"{len(cells):,}"]}
+    table = {"images": [f"{len(samples) + unusable:,}" + (f" ({unusable:,} unusable)" if unusable else "")],
+             "with labels": [f"{len(cells):,}"]}
     if not samples:
         return table
     images = [s.image for s in samples]
@@ -71,17 +72,25 @@ def _numbers(values: Any) -> str:
 
 def to_text(report: Report, *, width: int = 120) -> str:
     """The facts of the parts side by side, then the findings."""
-    tables = {part: summarize(samples) for part, samples in report.parts.items()}
+    tables = _tables(report)
     lines: list[str] = []
     for start in range(0, len(tables), SIDE_BY_SIDE):
         lines += [""] * bool(start) + _side_by_side(dict(list(tables.items())[start:start + SIDE_BY_SIDE]), width)
     counts = Counter(f.severity for f in report.findings)
     lines += ["", ", ".join(f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES)]
     for finding in report.findings:
-        head = f"{finding.severity.upper()} {_headline(finding, report.parts.get(finding.part, ()))}"
+        head = f"{finding.severity.upper()} {_headline(finding, report)}"
         lines += ["", *textwrap.wrap(head, width, subsequent_indent="    "),
                   *textwrap.wrap(f"-> {finding.action}", width, initial_indent="    ", subsequent_indent="       ")]
     return "\n".join(lines)
+
+
+def _tables(report: Report) -> dict[str, dict[str, list[str]]]:
+    return {part: summarize(samples, unusable=_unusable(report, part)) for part, samples in report.parts.items()}
+
+
+def _unusable(report: Report, part: str) -> int:
+    return sum(len(f.images) for f in report.findings if f.rule == UNUSABLE and f.part == part)
 
 
 def _side_by_side(tables: Mapping[str, Mapping[str, Sequence[str]]], width: int) -> list[str]:
@@ -100,22 +109,24 @@ def _row(key: str, cells: Sequence[Sequence[str]], column: int) -> Iterator[str]
         yield f"{key if number == 0 else '':{KEY}}{'  '.join(text.ljust(column) for text in texts)}".rstrip()
 
 
-def _headline(finding: Finding, samples: Sequence[SampleFacts]) -> str:
+def _headline(finding: Finding, report: Report) -> str:
+    samples = report.parts.get(finding.part, ())
     head = f"{finding.part}: {finding.rule}" if finding.part else finding.rule
     if not finding.images:
         return head
     total = sum(len(s.cells) for s in samples if s.cells is not None)
     of_cells = f"{finding.cells:,} of {total:,} cells in " if finding.cells is not None else ""
-    of_images = f" of {len(samples):,}" if len(samples) >= len(finding.images) else ""
+    images = max(len(samples) + _unusable(report, finding.part), len(finding.images))
+    of_images = f" of {images:,}" if finding.part in report.parts else ""
     more = ", ..." if len(finding.images) > NAMED else ""
-    return (f"{head}: {of_cells}{len(finding.images):,}{of_images} image{'s' * (len(samples) != 1)}: "
+    return (f"{head}: {of_cells}{len(finding.images):,}{of_images} image{'s' * (images != 1)}: "
             f"{', '.join(finding.images[:NAMED])}{more}")
 
 
 def to_json(report: Report) -> str:
     """Everything as JSON: "parts" (the table of `to_text`), "findings" (all samples named), "samples" (main facts of each)."""
     return json.dumps({
-        "parts": {part: summarize(samples) for part, samples in report.parts.items()},
+        "parts": _tables(report),
         "findings": [{"severity": f.severity, "rule": f.rule, "part": f.part, "count": len(f.images), "cells": f.cells,
                       "images": list(f.images), "action": f.action} for f in report.findings],
         "samples": [_plain(part, sample) for part, samples in report.parts.items() for sample in samples],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from jaxcell.data.augment.mixing import Canvas, enter_cell, overlap_ratio, paste
@@ -38,8 +39,8 @@ class Piece:
     accepted: bool
 
 
-def compose(canvas: Canvas, cutouts: Iterable[tuple[Cutout, tuple[int, int]]], *, max_overlap: float = 0.2, sigma: float = 20.0
-            ) -> list[Piece]:
+def compose(canvas: Canvas, cutouts: Iterable[tuple[Cutout, tuple[int, int]]], *, max_overlap: float = 0.2, sigma: float = 20.0,
+            halo: int = 0) -> list[Piece]:
     """Adds transparent cells to a picture one after the other, in place; intensities add up, and all cells keep all pixels.
 
     Args:
@@ -48,6 +49,8 @@ def compose(canvas: Canvas, cutouts: Iterable[tuple[Cutout, tuple[int, int]]], *
       max_overlap: largest share of a cell that may lie on those before it (or on what is to ignore), 0 to 1.
       sigma: standard deviation of the Gaussian that softens the edge, pixels; 0: a hard edge. It must be small beside the cell,
         or little of the cell is left.
+      halo: pixels around a cell that are added with it, before the soft edge: the bright ring of phase contrast, which says what
+        the cell's edge is. 0, as the thesis, fades the edge itself.
 
     Returns:
       For each cutout what became of it.
@@ -65,7 +68,15 @@ def compose(canvas: Canvas, cutouts: Iterable[tuple[Cutout, tuple[int, int]]], *
             continue
         taken[target] |= cutout.mask
         whole = slice(0, height), slice(0, width)
-        paste(canvas.image, cutout.image, cutout.mask, whole, target, overlaps="add", sigma=sigma)
+        paste(canvas.image, cutout.image, _grown(cutout.mask, halo), whole, target, overlaps="add", sigma=sigma)
         enter_cell(canvas, cutout.mask, cutout.nucleus, target, number, covers=False)
         number += 1
     return pieces
+
+
+def _grown(mask: np.ndarray, reach: int) -> np.ndarray:
+    """The mask with all pixels within `reach` of it."""
+    if not reach:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    return cv2.dilate(mask.astype(np.uint8), disc).astype(bool)

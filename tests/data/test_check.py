@@ -229,6 +229,19 @@ def test_images_without_labels_are_errors_where_they_are_trained_on():
     assert [(f.severity, f.part) for f in strict.findings] == [("error", "train")] and exit_status(strict) == 1
 
 
+def test_some_images_must_have_labels():
+    sources = {split: Samples([replace(sample(number), labels=None)]) for number, split in enumerate(("train", "unlabelled"))}
+    report = check_sources(sources, some_labelled=("", "train", "val"))
+    assert [(f.severity, f.part, f.rule) for f in report.findings] == [
+        ("error", "train", "no image is annotated"), ("note", "unlabelled", "images without annotation")]
+    assert report.findings[0].action.endswith("see docs/data.md.")
+    sources["val"] = Samples([replace(sample(2), labels=None, name="s0_gt")])       # the division parts image and labels
+    assert "If s0_gt holds the labels of s0" in check_sources(sources, some_labelled=("train",)).findings[0].action
+    sources = {"train": Samples([*sources["train"], sample(3)])}
+    assert [(f.severity, f.rule) for f in check_sources(sources, some_labelled=("train",)).findings] == [
+        ("warning", "images without annotation")]
+
+
 @pytest.mark.parametrize("empty, severity, rule", [(1, "note", "images without cells"), (3, "warning", "images without cells"),
                                                    (4, "error", "no cells at all")])
 def test_lost_labels_show_as_too_many_empty_images(empty, severity, rule):
@@ -340,6 +353,8 @@ def test_text_and_json_tell_the_same():
     assert "96 x 128" in text and "x0.png: is cut short." in text
     assert max(map(len, text.splitlines())) <= 120
     assert [f["severity"] for f in data["findings"]] == ["error", "warning"] and len(data["samples"]) == 7
+    assert data["parts"]["val"]["images"] == ["4 (1 unusable)"] and data["parts"]["train"]["images"] == ["4"]
+    assert "ERROR val: an image that cannot be used: 1 of 4 images: x0" in text
     assert data["parts"]["train"]["cells"] == ["36"] and data["samples"][0]["shape"] == [96, 128, 1]
     assert {f.severity for f in report.findings} <= set(SEVERITIES)
     assert to_text(check_sources({"": Samples()})).startswith("images")

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 from data.cells_to_move import disc
+from scipy import ndimage
 
 from jaxcell.data.augment.mixing import Canvas
 from jaxcell.data.compose import Cutout, compose
@@ -97,6 +98,23 @@ def test_images_of_one_name_keep_their_own_backgrounds():
     sample = ComposedSource(Listed(plain(0.1), plain(0.6)), 1, size=96, cells=(12, 12), sigma=0, max_overlap=0, amplitude=0)[0]
     light = sample.image[..., 0] - np.median(sample.image)
     assert light[(sample.labels > 0).any(-1)].min() > -0.01 and light.max() < 0.21
+
+
+def test_a_halo_comes_with_its_cell_and_fades_towards_others():
+    """A bright ring around each of two discs, three pixels apart: without a halo next to nothing of it comes along."""
+    left, right = disc(64, 32, 20, 9), disc(64, 32, 42, 9)
+    ring = ndimage.binary_dilation(left | right, iterations=3) & ~(left | right)
+    image = np.where(ring, 0.9, np.where(left | right, 0.2, 0.5)).astype(np.float32)[..., None]
+    sample = Sample(image, (left + 2 * right).astype(np.int32)[..., None], name="pair")
+    options = {"size": 64, "cells": (1, 1), "max_overlap": 0, "amplitude": 0, "zoom": (1.0, 1.0)}
+    light = {halo: ComposedSource(Listed(sample), 8, sigma=sigma, halo=halo, **options) for halo, sigma in ((0, 1.0), (4, 1.0))}
+    brightest = {halo: np.asarray([source[i].image.max() for i in range(8)]) for halo, source in light.items()}
+    inside = {halo: np.asarray([source[i].image.min() for i in range(8)]) for halo, source in light.items()}
+    assert (brightest[0] < 0.75).all() and (brightest[4] > 0.85).all()
+    np.testing.assert_allclose(inside[4], 0.2, atol=0.02)
+    for index in range(8):      # the other disc's dark pixels did not come along
+        made = light[4][index]
+        assert (made.image[..., 0] < 0.4).sum() <= 1.1 * (made.labels > 0).sum()
 
 
 def test_cells_of_one_donor_stay_together():
@@ -193,7 +211,7 @@ def test_images_without_cells_and_without_annotation():
 
 @pytest.mark.parametrize("options", [{"canvas": "blue"}, {"cells": (0, 3)}, {"cells": (5, 3)}, {"max_overlap": 1.5},
                                      {"sigma": -1.0}, {"zoom": (0.0, 1.0)}, {"donors": 0}, {"zoom": (0.4, 1.0)},
-                                     {"amplitude": 9.0}, {"size": 0}], ids=str)
+                                     {"amplitude": 9.0}, {"size": 0}, {"halo": -1}], ids=str)
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ComposedSource(SOURCE, 1, **options)

@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from roifile import ImagejRoi, roiwrite
 
 from jaxcell.data.sources import SOURCES, CachedSource, ConcatSource
-from jaxcell.data.sources.folder import FolderSource
+from jaxcell.data.sources.folder import LABEL_ENDINGS, FolderSource, name_folders, rename_labels, unread_images
 from jaxcell.data.sources.synthetic import SyntheticSource
 from jaxcell.types import Sample
 
@@ -48,8 +49,10 @@ def test_manifest_gives_splits_modalities_and_groups(tmp_path):
     assert (sample.name, sample.modality, sample.group, sample.pixel_size) == ("c", "phase contrast", "g3", 0.65)
     assert (sample.labels == 302).all() and (sample.image == 2).all()
     assert FolderSource(tmp_path, modality="fluorescence")[0].labels is None
-    with pytest.raises(ValueError, match="split 'test'.*train: phase contrast; val"):
+    with pytest.raises(ValueError, match="none of its 3 images has split 'test'; they have train; val. Fill the column split"):
         FolderSource(tmp_path, split="test")
+    with pytest.raises(ValueError, match="has a modality that contains 'DIC'; they have train: fluor.*; val: phase contrast.$"):
+        FolderSource(tmp_path, modality="DIC")
     (tmp_path / "c_label.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"line 4: c_label\.png"):
         FolderSource(tmp_path)
@@ -98,6 +101,73 @@ def test_a_folder_without_splits_holds_out_about_every_fifth_image(tmp_path):
     assert set(FolderSource(tmp_path, split="val").names) - {"one more"} == set(val)
     with pytest.raises(ValueError, match="no split 'test'"):
         FolderSource(tmp_path, split="test")
+
+
+def test_a_manifest_without_splits_is_divided_like_a_folder(tmp_path):
+    for number in range(30):
+        save(tmp_path / f"x{number}.png", image())
+    plain = set(FolderSource(tmp_path, split="val").names)
+    rows = [f"x{number}.png,movie {number // 3}" for number in range(30)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["image_file,split", *(f"x{number}.png," for number in range(30))]))
+    assert set(FolderSource(tmp_path, split="val").names) == plain
+    (tmp_path / "manifest.csv").write_text("\n".join(["image_file,group", *rows]))
+    train, val = ({sample.group for sample in FolderSource(tmp_path, split=split)} for split in ("train", "val"))
+    assert train and val and not train & val and len(train | val) == 10
+    with pytest.raises(ValueError, match="none of its 30 images has split 'test'; they have no split. Fill the column split of"):
+        FolderSource(tmp_path, split="test")
+
+
+def test_a_split_folder_under_another_name_is_named(tmp_path):
+    for split in ("train", "validation"):
+        save(tmp_path / split / "a.png", image())
+    with pytest.raises(ValueError, match="no split 'val'.*If they are splits, rename validation to val"):
+        FolderSource(tmp_path, split="val")
+    save(tmp_path / "val" / "a.png", image())
+    with pytest.raises(ValueError, match="sort the files into subfolders train and val.$"):
+        FolderSource(tmp_path, split="test")
+
+
+def test_images_of_subfolders_are_named_where_there_are_no_others(tmp_path):
+    for name in ("plate1/a.png", "plate1/a_mask.png", "plate2/a.png", "plate2/b.png", "masks/a.png", ".trash/a.png"):
+        save(tmp_path / name, image(1))
+    with pytest.raises(ValueError, match=r"no image itself, but.*: plate1 \(1 image\), plate2 \(2 images\). Name one of them"):
+        FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize(("files", "splits", "unread"), [
+    (("a", "day2/b", "day2/c"), ("",), ["day2 (2 images)"]),
+    (("a", "day2/b"), ("train", "val"), ["day2 (1 image)"]),
+    (("train/a", "val/b", "c"), ("train", "val"), ["the folder itself (1 image)"]),
+    (("train/a", "val/b", "test/c"), ("train",), []),
+    (("train/a", "val/b", "c"), ("",), []),
+    (("a", "test/c"), ("train", "val"), []),
+    (("images/a", "labels/a", "masks/a/1"), ("",), []),
+    (("a", "a_masks/1", "b.zarr/c"), ("",), []),
+    (("train/images/a", "train/images/old/b", "val/c"), ("train", "val"), ["train/images/old (1 image)"]),
+    (("a", "1/2/3/b", "1/2/3/4/c"), ("",), ["1/2/3 (1 image)"]),
+])
+def test_images_that_nobody_reads_are_found(tmp_path, files, splits, unread):
+    for file in files:
+        save(tmp_path / f"{file}.png", image())
+    assert name_folders(unread_images(tmp_path, splits), tmp_path) == ", ".join(unread)
+    (tmp_path / "manifest.csv").write_text("image_file\n")
+    assert not unread_images(tmp_path, splits)
+
+
+@pytest.mark.parametrize(("names", "ending"), [
+    (("a", "b", "a_gt", "b_gt"), "_gt"), (("a", "a-seg", "b"), "-seg"), (("a", "b", "c", "d", "a_gt"), ""),
+    (("a", "a_1", "a_2"), ""), (("cell", "cells"), ""), ((), ""),
+])
+def test_labels_of_an_unknown_ending_are_recognised_by_their_pairs(names, ending):
+    expected = f" If a{ending} holds the labels of a, rename it a_label, and the others likewise." if ending else ""
+    assert rename_labels(names) == expected
+
+
+def test_missing_labels_that_are_called_otherwise_are_named(tmp_path):
+    for name in ("a", "a_gt", "b", "b_gt"):
+        save(tmp_path / f"{name}.png", image())
+    with pytest.raises(ValueError, match="4 of 4 images have no label file.*If a_gt holds the labels of a, rename it a_label"):
+        FolderSource(tmp_path, labelled=True)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -178,6 +248,11 @@ def test_the_nuclei_of_qupath_are_kept(tmp_path):
     np.testing.assert_array_equal(np.argwhere(FolderSource(tmp_path)[0].nuclei == 1), [[2, 3]])
 
 
+def test_the_endings_of_labels_are_listed_for_users():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert all(f"`{ending}`" in page for ending in LABEL_ENDINGS)
+
+
 def test_the_longest_name_owns_a_label(tmp_path):
     for name, value in (("x.png", 0), ("x_cp.png", 0), ("x_cp_masks.png", 1), ("x_masks.png", 2)):
         save(tmp_path / name, image(value))
@@ -211,6 +286,9 @@ def test_planes_and_codings_are_chosen(tmp_path):
     a, b = FolderSource(tmp_path, select={"Z": 2}, coding="binary")
     assert a.image.shape == (6, 8, 1) and (a.image == 2).all() and a.labels.max() == 1
     assert b.labels.max() == 2
+    assert (FolderSource(tmp_path, select="Z=2")[0].image == 2).all() and FolderSource(tmp_path, select="")[0].image.shape[2] == 3
+    with pytest.raises(ValueError, match=r"b_mask\.png.*set coding=\"binary\".*--coding of `jaxcell data`, --config.data.train"):
+        FolderSource(tmp_path)[1]
     with pytest.raises(ValueError, match="coding 'colour' is unknown; known are ids, rgb, binary"):
         FolderSource(tmp_path, coding="colour")
     with pytest.raises(ValueError, match=r"a\.tif"):

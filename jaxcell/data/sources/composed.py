@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from jaxcell.data.augment.geometry import flip, in_place, middle, random_crop, warp
-from jaxcell.data.augment.mixing import Canvas, background_of, find_room, nucleus_of, whole_cells
+from jaxcell.data.augment.mixing import Canvas, background_of, find_room, nucleus_of, soft_edges, whole_cells
 from jaxcell.data.compose import Cutout, compose
 from jaxcell.data.sources.combined import Source
 from jaxcell.geometry.labels import Window, cell_ids, replace_ids
@@ -33,7 +33,7 @@ class ComposedSource:
     def __init__(self, source: Source, count: int, *, size: int | tuple[int, int] = 512, seed: int | tuple[int, ...] = 0,
                  cells: tuple[int, int] = (10, 40), max_overlap: float = 0.2, sigma: float = 2.0, canvas: str = "empty",
                  planes: Sequence[int] = (), zoom: tuple[float, float] = (0.8, 1.25), amplitude: float = 4.0,
-                 donors: int = 8) -> None:
+                 donors: int = 8, halo: int = 0) -> None:
         """Nothing is read before a sample is asked for.
 
         Args:
@@ -42,7 +42,7 @@ class ComposedSource:
           size: of the images: one side, or (H, W).
           seed: of everything random; one number, or several: sources of seeds of one length share no image unless all are equal.
           cells: fewest and most that are tried in an image; those that find no room are left out.
-          max_overlap, sigma: see `compose`.
+          max_overlap, sigma, halo: see `compose`; a halo fades towards the other cells of its image.
           canvas: "empty": the background's level and its noise; "real": an image of the source with its own cells (around a
             smaller one: its background's level and noise).
           planes: of the source's images to take; () for all.
@@ -66,13 +66,15 @@ class ComposedSource:
                              "by 0 to 8 pixels. For smaller cells, scale the annotated images first.")
         if count < 0 or min(size if isinstance(size, tuple) else (size,)) < 1:
             raise ValueError(f"ComposedSource: count={count}, size={size}; a number of images, not below 0, of 1 pixel or more.")
+        if halo < 0:
+            raise ValueError(f"ComposedSource: halo={halo}; it is a number of pixels, 0 or more.")
         if donors < 1:
             raise ValueError(f"ComposedSource: donors={donors} is impossible; an image needs cells of at least 1.")
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self._source, self._canvas, self._cells = source, canvas, cells
         self._shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self._sides = (self._shape[0] + 2 * (self._shape[0] // BORDER), self._shape[1] + 2 * (self._shape[1] // BORDER))
-        self._planes, self._max_overlap, self._sigma = tuple(planes), max_overlap, sigma
+        self._planes, self._max_overlap, self._sigma, self._halo = tuple(planes), max_overlap, sigma, halo
         self._zoom, self._amplitude, self._donors = zoom, amplitude, donors
         self._change = in_place(partial(warp, rotation=180.0, zoom=zoom, amplitude=amplitude, spacing=32.0, centre=middle))
         self.names = [f"composed_{'_'.join(map(str, self._seed))}_{i:05d}" for i in range(count)]
@@ -87,7 +89,8 @@ class ComposedSource:
         donors = [self._donor(int(i)) for i in chosen]
         canvas = _real(donors[0], rng, self._sides) if self._canvas == "real" else _empty(donors[0], rng, self._sides)
         cutouts = self._cutouts([donor for donor in donors if donor.modality == donors[0].modality], rng)
-        compose(canvas, _placed(canvas, cutouts, self._max_overlap, rng), max_overlap=self._max_overlap, sigma=self._sigma)
+        compose(canvas, _placed(canvas, cutouts, self._max_overlap, rng), max_overlap=self._max_overlap, sigma=self._sigma,
+                halo=self._halo)
         inner = tuple(slice((side - kept) // 2, (side - kept) // 2 + kept)
                       for side, kept in zip(self._sides, self._shape, strict=True))
         labels = np.stack(canvas.layers, axis=-1)[inner]
@@ -110,10 +113,10 @@ class ComposedSource:
         cells = [(donor, cell, level) for donor in donors for level in [background_of(donor)]
                  for cell in whole_cells(_labels(donor))]
         count = int(rng.integers(self._cells[0], self._cells[1] + 1))
-        margin = math.ceil(REACH * self._sigma)
+        margin = math.ceil(REACH * self._sigma) + self._halo
         for index in rng.integers(len(cells), size=count if cells else 0).tolist():
             donor, cell, level = cells[index]
-            cut = _around(donor, cell, level, margin=margin, zoom=self._zoom, amplitude=self._amplitude)
+            cut = _around(donor, cell, level, margin=margin, zoom=self._zoom, amplitude=self._amplitude, halo=self._halo)
             cut = self._change(flip(cut, rng), rng)
             if _labels(cut).any():
                 yield _trimmed(cut, margin)
@@ -125,11 +128,12 @@ def _labels(sample: Sample) -> np.ndarray:
 
 
 def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, margin: int,
-            zoom: tuple[float, float], amplitude: float) -> Sample:
-    """The cell alone (label 1, nucleus 1 or -1) in a square that holds it however it is changed; 0 outside of the donor.
+            zoom: tuple[float, float], amplitude: float, halo: int) -> Sample:
+    """The cell (label 1, nucleus 1 or -1) in a square that holds it however it is changed; 0 outside of the donor.
 
     From the square's middle no pixel of the cell is farther than the corner of its box (and half a pixel, where their middles
-    differ), once displaced; the margin is counted in pixels of the result, which a small zoom fetches from afar.
+    differ), once displaced; the margin is counted in pixels of the result, which a small zoom fetches from afar. With a halo
+    what surrounds the cell fades towards other cells.
     """
     number, layer, window = cell
     sides = [s.stop - s.start for s in window]
@@ -141,7 +145,11 @@ def _around(donor: Sample, cell: tuple[int, int, Window], level: np.ndarray, *, 
     padding = [(part.start - start, start + side - part.stop) for part, start in zip(inside, starts, strict=True)]
     mask = _labels(donor)[..., layer][inside] == number
     nuclei = None if donor.nuclei is None else np.pad(nucleus_of(donor.nuclei[inside], mask, number), padding)
-    return Sample(np.pad(donor.image[inside] - level.astype(np.float32), [*padding, (0, 0)]),
+    light = donor.image[inside] - level.astype(np.float32)
+    if halo:        # fades towards other cells, lest half of a gap between two end in an edge
+        others = (_labels(donor)[inside] != 0).any(axis=-1) & ~mask
+        light *= np.where(mask, 1, 1 - soft_edges(others, halo / 2))[..., None]
+    return Sample(np.pad(light, [*padding, (0, 0)]),
                   np.pad(mask, padding)[..., None].astype(np.int32), nuclei=nuclei, name=donor.name)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -17,6 +19,7 @@ from jaxcell.data.images import (
     annotation_stems,
     check_permission,
     ending_of,
+    parse_select,
     readable_files,
     stem_of,
 )
@@ -24,7 +27,7 @@ from jaxcell.data.labels import CODINGS, LABEL_SUFFIXES, read_labels
 from jaxcell.data.sources.paired import Entry, PairedSource, held_out, name_some
 from jaxcell.data.sources.tables import read_table
 
-__all__ = ["FolderSource"]
+__all__ = ["LABEL_ENDINGS", "FolderSource", "name_folders", "rename_labels", "rename_splits", "unread_images"]
 
 LAYOUT = ("a folder of images looks like x.png with x_label.png beside it, images/x.png with labels/x.png, or has a manifest.csv "
           "with the columns image_file and label_file")
@@ -33,6 +36,11 @@ LABEL_ENDINGS = (*ANNOTATION_ENDINGS, "_rois", "_RoiSet")
 OUTLINES = tuple(suffix for suffix in LABEL_SUFFIXES if suffix not in SUFFIXES)     # files that are never images
 UNSURE = (".zip", ".json")      # beside the images these may be anything: only those named like a label are labels
 SPLITS = ("train", "val", "test", "unlabelled", "")
+LIKELY_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+                 "testing": "test", "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
+DEPTH = 3                       # subfolders are looked into so far, lest somebody's whole disk be
+CODING_OPTION = ("(coding is an option: --coding of `jaxcell data`, --config.data.train.own.coding and "
+                 "--config.data.val.own.coding of training.)")
 
 
 class FolderSource(PairedSource):
@@ -46,14 +54,15 @@ class FolderSource(PairedSource):
     refused. `x_seg.npy`, the session of Cellpose, counts where there is nothing else. Nuclei are those of QuPath's cells. A
     pixel size that the manifest does not give is the image file's own, if it has one.
 
-    A folder with neither manifest nor subfolders `train` and `val` is divided all the same: "val" is about every fifth image,
-    "train" the others. A checksum of the name decides, so the division is the same on every machine, and an image stays where
-    it is when others are added. (Of two images or more both parts get at least one, whatever the checksums.) Images of one slide
-    or movie may be parted: where that matters, sort them into the two subfolders or write a manifest.
+    A folder with neither manifest nor subfolders `train` and `val`, or with a manifest in which no row has a split, is divided
+    all the same: "val" is about every fifth image, "train" the others. A checksum of the name decides, so the division is the
+    same on every machine, and an image stays where it is when others are added. (Of two images or more both parts get at least
+    one, whatever the checksums.) Images of one slide or movie may be parted: where that matters, sort them into the two
+    subfolders, or write a manifest with the column group: then groups are divided, as images are without.
     """
 
     def __init__(self, root: str | Path, *, split: str | None = None, modality: str | None = None, limit: int | None = None,
-                 labelled: bool = False, select: Mapping[str, int | str] | None = None, coding: str = "ids") -> None:
+                 labelled: bool = False, select: Mapping[str, int | str] | str | None = None, coding: str = "ids") -> None:
         """Lists the samples; pixels are read on access.
 
         Args:
@@ -62,7 +71,8 @@ class FolderSource(PairedSource):
           modality: takes samples whose modality contains this text.
           limit: takes the first so many.
           labelled: refuse images without a label file, here and not hours later when one is drawn.
-          select: which channels, focal planes or time points of the image files to take, see `open_image`.
+          select: which channels, focal planes or time points of the image files to take, see `open_image`; or as text, such as
+            "C=DAPI,Z=max".
           coding: what the values of label images mean, see `read_labels`.
 
         Raises:
@@ -78,29 +88,49 @@ class FolderSource(PairedSource):
             raise ValueError(f"{root}: coding {coding!r} is unknown; known are {', '.join(CODINGS)}.")
         manifest = root / "manifest.csv"
         entries = _from_manifest(manifest) if manifest.exists() else _from_folders(root, split or "")
+        if split in ("train", "val") and not any(entry.split for entry in entries):
+            entries = _held_out(entries)
         kept = [entry for entry in entries if split in (None, "", entry.split) and (modality or "") in entry.modality]
         if not kept:
-            present = sorted({f"{entry.split or '(none)'}: {entry.modality}" for entry in entries})
-            raise ValueError(f"{root}: none of its {len(entries)} images has split {split!r} and a modality that contains "
-                             f"{modality!r}. It has {'; '.join(present)}.")
+            raise ValueError(f"{root}: {_nothing_left(entries, split or '', modality or '')}")
         super().__init__(kept, root=root, layout=LAYOUT, read=partial(_read, coding=coding), read_nuclei=_read_nuclei,
-                         select=select, limit=limit)
+                         select=parse_select(select) if isinstance(select, str) else select, limit=limit)
         if labelled and (bare := [entry.image for entry in self._entries if entry.label is None]):
             raise ValueError(f"{root}: {len(bare)} of {len(self._entries)} images have no label file ({name_some(bare)}); "
                              f"expected {stem_of(bare[0])}_label.png, _labels.tif, _masks.tif or the like beside them. Move "
-                             "them elsewhere, or list the others in a manifest.csv.")
+                             "them elsewhere, or list the others in a manifest.csv."
+                             f"{rename_labels([entry.name for entry in entries])}")
 
 
 def _read(entry: Entry, shape: tuple[int, int], *, coding: str) -> np.ndarray:
     assert entry.label is not None
     outlines = entry.label.is_dir() or entry.label.suffix.lower() in OUTLINES
-    return read_labels(entry.label, shape=shape, coding="ids" if outlines else coding)
+    try:
+        return read_labels(entry.label, shape=shape, coding="ids" if outlines else coding)
+    except ValueError as error:
+        if "set coding=" not in str(error):
+            raise
+        raise ValueError(f"{error} {CODING_OPTION}") from error
 
 
 def _read_nuclei(entry: Entry, shape: tuple[int, int]) -> np.ndarray | None:
     """QuPath's cells may have one each."""
     assert entry.label is not None
     return read_qupath_nuclei(entry.label, shape) if entry.label.suffix.lower() in (".geojson", ".json") else None
+
+
+def _held_out(entries: list[Entry]) -> list[Entry]:
+    """The entries with the split "train" or "val" that their groups decide; a group of its own has the image's name."""
+    held = held_out(dict.fromkeys(entry.group for entry in entries))
+    return [replace(entry, split="val" if entry.group in held else "train") for entry in entries]
+
+
+def _nothing_left(entries: Sequence[Entry], split: str, modality: str) -> str:
+    """Which splits (and modalities, where one was asked for) there are instead."""
+    wanted = [f"split {split!r}"] * bool(split) + [f"a modality that contains {modality!r}"] * bool(modality)
+    present = sorted({(entry.split or "no split") + (f": {entry.modality}" if modality else "") for entry in entries})
+    fill = " Fill the column split of a manifest.csv: train, val, test or unlabelled." if split else ""
+    return f"none of its {len(entries)} images has {' and '.join(wanted)}; they have {'; '.join(present)}.{fill}"
 
 
 # ---------------------------------------------------------------- manifests
@@ -158,15 +188,9 @@ def _from_folders(root: Path, split: str) -> list[Entry]:
     if (root / split).is_dir():
         return _from_names(root / split, split)
     if split in ("train", "val") and not any((root / part).is_dir() for part in ("train", "val")):
-        return _held_out(_from_names(root, ""))
+        return _from_names(root, "")
     raise ValueError(f"{root}: has neither manifest.csv nor a subfolder {split!r}, so it has no split {split!r}. Leave split "
-                     "out, or sort the files into subfolders train and val.")
-
-
-def _held_out(entries: list[Entry]) -> list[Entry]:
-    """The entries with the split "train" or "val" that their names decide."""
-    held = held_out([entry.name for entry in entries])
-    return [replace(entry, split="val" if entry.name in held else "train") for entry in entries]
+                     f"out, or sort the files into subfolders train and val.{rename_splits(root)}")
 
 
 def _from_names(folder: Path, split: str) -> list[Entry]:
@@ -175,6 +199,10 @@ def _from_names(folder: Path, split: str) -> list[Entry]:
     files = readable_files(images)
     taken = annotation_stems(map(stem_of, files)) if labels == images else set()
     pictures = [file for file in files if stem_of(file) not in taken]
+    if not pictures and (below := _image_folders(folder)):
+        raise ValueError(f"{folder.resolve()}: holds no image itself, but its subfolders do: {name_folders(below, folder)}. Name "
+                         "one of them, move the images up, or list them in a manifest.csv (column image_file)."
+                         f"{rename_splits(folder)}")
     if not pictures:
         raise ValueError(f"{folder.resolve()}: holds no image; name your folder with --config.data.root=DIR. Files must end in "
                          f"{', '.join(SUFFIXES)}.")
@@ -259,3 +287,64 @@ def _refuse_unknown_labels(bare: Iterable[str], folder: Path, endings: Sequence[
 def _ambiguous(folder: Path, rivals: Sequence[Path], stem: str) -> str:
     return (f"{folder}: {', '.join(file.name for file in rivals)} all answer to {stem!r}; keep one image and one label of each "
             "name, or write a manifest.csv with the columns image_file and label_file.")
+
+
+# ---------------------------------------------------------------- what is not read, and may be meant
+def unread_images(root: str | Path, splits: Collection[str]) -> dict[Path, list[Path]]:
+    """The images of a folder without manifest that lie where nobody looks for them.
+
+    Args:
+      root: the folder.
+      splits: those that are opened; "" reads the images of the folder itself.
+
+    Returns:
+      subfolder (or `root` itself) -> its images; nothing where there is a manifest, which says what counts.
+    """
+    root = Path(root)
+    if not root.is_dir() or (root / "manifest.csv").exists():
+        return {}
+    homes = [root / split if (root / split).is_dir() else root for split in splits]     # (without such a folder it is divided)
+    homes += [root / split for split in SPLITS if split and (root / split).is_dir()]    # (left out by choice, if at all)
+    read = {home / "images" if (home / "images").is_dir() else home for home in homes}
+    return {folder: images for folder, images in _image_folders(root).items() if folder not in read}
+
+
+def _image_folders(folder: Path, *, depth: int = DEPTH) -> dict[Path, list[Path]]:
+    """folder -> its images, of a folder and of those below it that are no folders of labels."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return {}
+    files = readable_files(folder)
+    taken = annotation_stems(map(stem_of, files))
+    images = [file for file in files if stem_of(file) not in taken]
+    found = {folder: images} if images else {}
+    for path in sorted(folder.iterdir()) if depth else ():
+        labels = path.name in LABEL_FOLDERS or path.name.endswith(LABEL_ENDINGS)
+        if path.is_dir() and not (labels or ending_of(path) or path.name.startswith((".", "__"))):
+            found |= _image_folders(path, depth=depth - 1)
+    return found
+
+
+def name_folders(found: Mapping[Path, Sequence[Path]], root: Path) -> str:
+    """Folders below `root` and how many images each holds, for a message."""
+    return name_some([f"{'the folder itself' if folder == root else folder.relative_to(root).as_posix()} ({len(images)} "
+                      f"image{'s' * (len(images) != 1)})" for folder, images in found.items()])
+
+
+def rename_splits(root: Path) -> str:
+    """The sentence that says which subfolders seem to be splits under another name; "" if none does."""
+    likely = [(path.name, LIKELY_SPLITS[path.name.lower()]) for path in sorted(root.iterdir())
+              if path.is_dir() and path.name.lower() in LIKELY_SPLITS]
+    renamed = [f"{name} to {split}" for name, split in likely if not (root / split).exists()]
+    return f" If they are splits, rename {', '.join(renamed)}." if renamed else ""
+
+
+def rename_labels(names: Collection[str]) -> str:
+    """The sentence that says how to rename what seem to be labels, such as a_gt and b_gt beside a and b; "" if nothing does."""
+    stems = set(names)
+    pairs = [(name[:cut], name[cut:]) for name in names for cut in range(1, len(name) - 1) if name[cut] in "_-. "
+             and name[:cut] in stems and not name[cut + 1:].isdigit()]
+    ending, count = max(Counter(ending for _, ending in pairs).items(), key=lambda item: item[1], default=("", 0))
+    if not count or 3 * count < len(names):
+        return ""
+    stem = next(stem for stem, other in pairs if other == ending)
+    return f" If {stem}{ending} holds the labels of {stem}, rename it {stem}_label, and the others likewise."
