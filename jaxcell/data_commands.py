@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from jaxcell.data.check_report import to_json, to_text
 from jaxcell.data.labels import CODINGS
 from jaxcell.data.normalize import select_planes
 from jaxcell.data.sources import SOURCES, Source, open_source
+from jaxcell.data.sources.coco import coco_files, images_beside
 from jaxcell.data.sources.combined import CheckedSource, SelectedSource
 from jaxcell.data.sources.folder import FolderSource, name_folders, rename_splits, unread_images
 from jaxcell.export.layouts import LAYOUTS, convert
@@ -81,7 +81,7 @@ def open_folder(path: str | Path, *, kind: str | None = None, splits: Sequence[s
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or file; check the path (relative ones count from {Path.cwd()}).")
-    files = [path] if path.suffix.lower() == ".json" else _coco_files(path) if kind in (None, "coco") else []
+    files = [path] if path.suffix.lower() == ".json" else coco_files(path) if kind in (None, "coco") else []
     is_coco = bool(files) and kind in (None, "coco")
     if kind not in (None, *SOURCES):
         raise ValueError(f"--kind={kind}: is unknown; it is one of {', '.join(SOURCES)}.")
@@ -95,20 +95,6 @@ def open_folder(path: str | Path, *, kind: str | None = None, splits: Sequence[s
     return _open_images(partial(FolderSource, path, coding=coding or "ids", select=select), path, splits, divide=divide)
 
 
-def _coco_files(folder: Path) -> list[Path]:
-    """The COCO files of a folder, if it has no manifest and all its JSON files are COCO's."""
-    files = sorted(folder.glob("*.json")) if folder.is_dir() and not (folder / "manifest.csv").exists() else []
-    return files if files and all(_is_coco(file) for file in files) else []
-
-
-def _is_coco(file: Path) -> bool:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError:
-        return False
-    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
-
-
 def _open_coco(files: Sequence[Path], splits: Sequence[str], images: str | Path | None) -> Opened:
     found: dict[str, Path] = {}
     for file in files:
@@ -117,12 +103,8 @@ def _open_coco(files: Sequence[Path], splits: Sequence[str], images: str | Path 
             raise ValueError(f"{file}: seems to hold the same split as {found[split].name}; name one of the files.")
         found[split] = file
     _check_splits(splits, found, files[0].parent)
-    return {split: _opened(partial(SOURCES["coco"], file, images or _images_beside(file)))
+    return {split: _opened(partial(SOURCES["coco"], file, images or images_beside(file)))
             for split, file in found.items() if split in (splits or found)}
-
-
-def _images_beside(file: Path) -> Path:
-    return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
 
 
 def _open_kind(kind: str, path: Path, splits: Sequence[str]) -> Opened:

@@ -4,7 +4,8 @@
     python evaluate.py --workdir runs/demo --config.decode.score_threshold=0.6    (other thresholds, other data)
     python evaluate.py --workdir runs/demo --analyse                              (where precision is lost: masks, or ranking)
     python evaluate.py --workdir runs/demo --planes=overlap:0.3,cytoplasm         (pixels of a class, where the network has heads)
-    python evaluate.py --truth DIR --split=val --predictions DIR_OR_COCO_JSON     (anybody's label images or COCO file)
+    python evaluate.py --truth DIR --split=val --predictions DIR_OR_COCO_JSON     (anybody's label images or COCO file, or what
+                                                                                   `jaxcell predict` wrote)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import operator
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -25,15 +27,16 @@ from tqdm import tqdm
 
 from jaxcell import viz
 from jaxcell.configuration import load_changed_config, load_config
+from jaxcell.data.annotations.json_file import read_json
 from jaxcell.data.images import ANNOTATION_ENDINGS, SUFFIXES, stem_of
 from jaxcell.data.labels import read_labels
 from jaxcell.data.normalize import fit_normalizer
 from jaxcell.data.sources import Source, open_source
-from jaxcell.data.sources.coco import CocoSource
+from jaxcell.data.sources.coco import CocoSource, coco_files, images_beside
 from jaxcell.data.sources.folder import FolderSource
 from jaxcell.export.coco import read_coco
 from jaxcell.inference.blocks import BlockMaps, dense_blocks, predict_image, predict_maps
-from jaxcell.inference.ensemble import mean_outputs, merged_blocks, step_of_overlap
+from jaxcell.inference.ensemble import check_merging, mean_outputs, merged_blocks, step_of_overlap
 from jaxcell.inference.overlap import predict_image_overlapping
 from jaxcell.inference.tiling import Window, plan_tiles
 from jaxcell.inference.windows import predict_image_by_windows
@@ -96,8 +99,7 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     if options.mode not in modes:
         raise ValueError(f"config.inference.mode={options.mode!r} is unknown; known are {', '.join(modes)}.")
     segment = modes[options.mode]()
-    if options.mode in ("blocks", "windows"):       # training calls this before its first step, hours before it predicts
-        plan_tiles((options.tile, options.tile), tile=options.tile, margin=options.margin, divisor=system.divisor)
+    _check_sizes(options, batch, system.divisor)    # training calls this before its first step, hours before it predicts
 
     def predict(variables: Any, image: np.ndarray, uncertainty: np.ndarray | None = None) -> Instances:
         image = image[..., None] if image.ndim == 2 else image
@@ -110,11 +112,22 @@ def make_predict(system: System, apply: Callable[[Any, jax.Array], Mapping[str, 
     return predict
 
 
-def _mean_of_networks(networks: Sequence[Network], mesh: Mesh) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-    """Images on the host -> the mean of the networks' outputs there."""
-    def outputs(tiles: np.ndarray) -> Mapping[str, np.ndarray]:
+def _check_sizes(options: Any, batch: int, divisor: int) -> None:
+    """What a mode's functions would refuse at the first image, whatever that is."""
+    if options.mode in ("merged", "sliding"):
+        step = step_of_overlap(options.tile, options.overlap) if options.mode == "merged" else options.step
+        check_merging(window=options.tile, step=step, edges=options.edges, merge=options.merge, blend=options.blend,
+                      scales=options.scales, batch=batch, divisor=divisor)
+    else:
+        margin = 0 if options.mode == "overlapping" else options.margin
+        plan_tiles((options.tile, options.tile), tile=options.tile, margin=margin, divisor=divisor)
+
+
+def _mean_of_networks(networks: Sequence[Network], mesh: Mesh) -> Callable[[np.ndarray], Mapping[str, jax.Array]]:
+    """Images on the host -> the mean of the networks' outputs on the devices: the caller copies it when it has begun the next."""
+    def outputs(tiles: np.ndarray) -> Mapping[str, jax.Array]:
         images = shard_batch({"image": tiles}, mesh)["image"]
-        return jax.device_get(mean_outputs([network(images) for network in networks]))
+        return mean_outputs([network(images) for network in networks])
 
     return outputs
 
@@ -172,8 +185,19 @@ def _restored_with_partners(make: Callable[..., Callable[..., Any]], config: Any
     """What `make_predict` or `make_planes` gives for the trained networks of a workdir and its partners."""
     mesh = make_mesh()
     system, apply, variables = _restored(config, workdir, mesh, checkpoint)
-    partners = [_restored(load_config(other), other, mesh, checkpoint) for other in _partners(config.inference)]
+    partners = [_restored(_fitting(load_config(other), config, other), other, mesh, checkpoint)
+                for other in _partners(config.inference)]
     return partial(make(system, apply, mesh, config, partners=[partial(run, trained) for _, run, trained in partners]), variables)
+
+
+def _fitting(partner: Any, config: Any, workdir: str) -> Any:
+    """The config of a partner, whose network is shown the images of the first one's."""
+    seen = {key: (partner.data[key], config.data[key]) for key in ("normalize", "channels", "planes")}
+    seen["system"] = (partner.system, config.system)
+    if other := [f"{key}: {theirs} instead of {ours}" for key, (theirs, ours) in seen.items() if theirs != ours]:
+        raise ValueError(f"config.inference.partners: {workdir} was trained with {'; '.join(other)}, so that its network would "
+                         "see other images than it knows. Name runs that see images alike.")
+    return partner
 
 
 def _partners(options: Any) -> tuple[str, ...]:
@@ -218,6 +242,10 @@ def score_predictions(truth: Source, predictions: Path, *, names: Mapping[int, s
                       analyses: Analyses | None = None) -> Report:
     """Scores anybody's predictions: a folder of label images named like the images, or a COCO file.
 
+    A folder's `predictions.json`, which `jaxcell predict` writes, stands for its label images: those hold neither scores nor the
+    pixels that cells share. Not where it does not fit: it cannot be read, or lacks an image that has a label image there. Which
+    of the two is scored is printed.
+
     Args:
       truth: annotated samples.
       predictions: folder, or COCO json (a whole file or a list of results).
@@ -231,24 +259,84 @@ def score_predictions(truth: Source, predictions: Path, *, names: Mapping[int, s
 
     Raises:
       FileNotFoundError: an image has no prediction; names it. (An image without cells needs an empty label image.)
+      ValueError: a prediction of another size than its image, or a COCO file that cannot be used.
     """
-    by_stem = {} if predictions.is_dir() else {stem_of(k): v for k, v in read_coco(predictions, names=names).items()}
+    coco = predictions / "predictions.json" if predictions.is_dir() else predictions
+    stored = _read_beside_labels(coco, truth.names) if predictions.is_dir() else read_coco(coco, names=names)
+    stems = Counter(map(stem_of, truth.names))
+    find = None if stored is None else _finder(coco, stored, stems, results=names or {})
 
     def prediction_of(sample: Sample) -> Instances:
         stem = stem_of(sample.name)
-        if not predictions.is_dir():
-            if stem not in by_stem:
-                raise FileNotFoundError(f"{predictions} has no image {stem!r}; an image without cells must be listed too.")
-            return by_stem[stem]
-        files = [predictions / f"{stem}{ending}{suffix}" for ending in (*ANNOTATION_ENDINGS, "") for suffix in SUFFIXES]
-        file = next((f for f in files if f.exists()), None)
-        if file is None:
+        if find is not None:
+            file, prediction = coco, find(sample)
+        elif stems[stem] > 1:
+            raise ValueError(f"{predictions}: {stems[stem]} images of the truth are called {stem!r}, and a folder of label "
+                             "images does not tell them apart. Rename all but one, or score a COCO file, which has whole names.")
+        elif label_image := _label_image(predictions, stem):
+            file, prediction = label_image, Instances.from_labels(read_labels(label_image))
+        else:
             raise FileNotFoundError(f"{predictions} has no label image for {stem!r}; expected {stem}_labels.tif, {stem}.png or "
                                     "the like (an image without cells needs an empty one).")
-        return Instances.from_labels(read_labels(file))
+        if prediction.shape != sample.image.shape[:2]:
+            raise ValueError(f"{file}: its prediction for {sample.name!r} covers {prediction.shape} pixels (H, W), but the image "
+                             f"has {sample.image.shape[:2]}. Check that the two belong together.")
+        return prediction
 
     return _score(((sample, prediction_of(sample)) for sample in iterate(truth, modality=modality)), pictures=pictures,
                   picture_count=picture_count, progress=True, sizes=sizes, limits=limits, analyses=analyses)
+
+
+def _read_beside_labels(file: Path, wanted: Sequence[str]) -> dict[str, Instances] | None:
+    """The cells of the COCO file in a folder of label images, None if it is absent or does not fit; says which are scored."""
+    if not file.exists():
+        return None
+    try:
+        stored = read_coco(file)
+        there = set(map(stem_of, stored))
+        lacking = [stem for stem in map(stem_of, wanted) if stem not in there and _label_image(file.parent, stem)]
+        problem = f"it has no image {lacking[0]!r}, which has a label image" if lacking else ""
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        print(f"scoring the label images of {file.parent}, not its {file.name}: {problem}")
+        return None
+    print(f"scoring {file}, which has every cell whole and its score, not the label images beside it (to score those, move it "
+          "elsewhere)")
+    return stored
+
+
+def _finder(file: Path, stored: Mapping[str, Instances], stems: Mapping[str, int], *, results: Mapping[int, str]
+            ) -> Callable[[Sample], Instances]:
+    """Sample -> its cells in a COCO file: by its whole name, else by the stem, which ends differ in, where there is one alike.
+
+    A list of results cannot say that an image has no cell: those of `results` (image id -> file name) that it lacks have none.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in stored:
+        alike.setdefault(stem_of(name), []).append(name)
+    is_list = isinstance(read_json(file), list)
+
+    def find(sample: Sample) -> Instances:
+        if sample.name in stored:
+            return stored[sample.name]
+        if is_list and sample.name in results.values():
+            return Instances.empty((sample.image.shape[0], sample.image.shape[1]))
+        stem = stem_of(sample.name)
+        found = alike.get(stem, [])
+        if len(found) > 1 or found and stems[stem] > 1:
+            raise ValueError(f"{file}: several images are called {stem!r}, and none is {sample.name!r}; folders and endings do "
+                             "not tell images apart here. Give them their whole names.")
+        if not found:
+            raise FileNotFoundError(f"{file} has no image {stem!r}; an image without cells must be listed too.")
+        return stored[found[0]]
+
+    return find
+
+
+def _label_image(folder: Path, stem: str) -> Path | None:
+    files = [folder / f"{stem}{ending}{suffix}" for ending in (*ANNOTATION_ENDINGS, "") for suffix in SUFFIXES]
+    return next((f for f in files if f.exists()), None)
 
 
 def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]], mesh: Mesh, config: Any, *,
@@ -274,7 +362,7 @@ def make_planes(system: System, apply: Callable[[Any, jax.Array], Mapping[str, j
         network = _mean_of_networks([partial(apply, variables), *partners], mesh)
         normalize = fit_normalizer(image, dict(config.data.normalize), channels=config.data.channels,
                                    planes=tuple(config.data.planes) or None)
-        found = predict_maps(lambda tiles: planes.drawn(network(tiles)), image, maps=maps, divisor=system.divisor,
+        found = predict_maps(lambda tiles: planes.drawn(jax.device_get(network(tiles))), image, maps=maps, divisor=system.divisor,
                              batch=-(-options.batch // mesh.size) * mesh.size, normalize=normalize)
         return {name: value[..., 0] for name, value in found.items()}
 
@@ -353,15 +441,16 @@ def run() -> None:
                                      epilog="With --workdir every key of the run's config can be changed: --config.a.b=c")
     parser.add_argument("--workdir", type=Path, help="of a training run")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
-    parser.add_argument("--truth", type=Path, help="annotated images: a folder, or a COCO json (then with --images)")
-    parser.add_argument("--images", type=Path, help="folder of the images of a COCO --truth; default: beside it")
-    parser.add_argument("--predictions", type=Path, help="to score against --truth: a folder of label images, or a COCO json")
-    parser.add_argument("--split", default=None, help="of the truth's manifest or folder, such as val")
+    parser.add_argument("--truth", type=Path, help="annotated images: a folder, a COCO json, or a folder that holds one")
+    parser.add_argument("--images", type=Path, help="folder of a COCO --truth's images; default: images/ beside it, or its own")
+    parser.add_argument("--predictions", type=Path, help="to score against --truth: a folder of label images or of "
+                        "`jaxcell predict`, or a COCO json")
+    parser.add_argument("--split", default=None, help="of the truth's manifest or folder, such as val; not of a COCO file")
     parser.add_argument("--modality", default="", help="score only images whose modality contains this text")
     parser.add_argument("--out", type=Path, help="folder for the report; default <workdir>/evaluation or ./evaluation")
     parser.add_argument("--pictures", type=int, default=12, help="overlays to draw")
     parser.add_argument("--sizes", choices=tuple(SIZES), default="coco", help="bands of area for COCO AP")
-    parser.add_argument("--detections", default=",".join(map(str, LIVECELL_DETECTIONS)),
+    parser.add_argument("--detections", type=_detections, default=",".join(map(str, LIVECELL_DETECTIONS)),
                         help="most predictions per image for COCO AP and AR (maxDets), default %(default)s")
     parser.add_argument("--analyse", action="store_true",
                         help="also score predictions with the true cells' masks, and only those that match a true cell")
@@ -378,7 +467,6 @@ def run() -> None:
         parser.error("--planes needs --workdir: only a network draws planes")
     if options.predictions and rest:
         parser.error(f"unknown arguments {' '.join(rest)}")
-    limits = tuple(int(n) for n in options.detections.split(","))
     analyses = ANALYSES if options.analyse else None
     truth = open_truth(options.truth, images=options.images, split=options.split) if options.truth else None
     out = options.out or (options.workdir or Path()) / "evaluation"
@@ -386,7 +474,7 @@ def run() -> None:
         assert truth is not None
         report = score_predictions(truth, options.predictions, names=coco_names(options.truth), modality=options.modality,
                                    pictures=out / "pictures", picture_count=options.pictures, sizes=SIZES[options.sizes],
-                                   limits=limits, analyses=analyses)
+                                   limits=options.detections, analyses=analyses)
     else:
         config = load_changed_config(options.workdir, rest)
         source = truth if truth is not None else open_source(config.data.val, root=config.data.root, cache_gb=0.0,
@@ -398,13 +486,21 @@ def run() -> None:
             return
         predict = load_predictor(options.workdir, checkpoint=options.checkpoint, config=config)
         report = score_samples(predict, iterate(source, modality=options.modality), pictures=out / "pictures",
-                               picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes], limits=limits,
-                               analyses=analyses)
+                               picture_count=options.pictures, progress=True, sizes=SIZES[options.sizes],
+                               limits=options.detections, analyses=analyses)
         if options.planes:
             draw, planes = load_planes(options.workdir, checkpoint=options.checkpoint, config=config)
             write_planes(score_planes(draw, iterate(source, modality=options.modality), truth=planes.truth,
                                       thresholds=_thresholds(options.planes)), out)
     write_report(report, out)
+
+
+def _detections(text: str) -> tuple[int, ...]:
+    """"10,100" -> (10, 100)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers above 0 with commas between them, such as 10,100")
+    return tuple(map(int, parts))
 
 
 def write_distances(scores: Mapping[str, float], out: Path) -> None:
@@ -470,10 +566,40 @@ def _mean_of_defined(values: np.ndarray) -> float:
 
 
 def open_truth(path: Path, *, images: Path | None, split: str | None) -> Source:
-    """Annotated samples from a folder, or from a COCO file and its images."""
-    return FolderSource(path, split=split, labelled=True) if path.is_dir() else CocoSource(path, images or path.parent)
+    """Annotated samples from a folder of images and label files, or from a COCO file and its images.
+
+    Args:
+      path: the folder, the COCO file, or a folder with one COCO file (see `coco_files`).
+      images: folder of a COCO file's images; None looks where `images_beside` says.
+      split: of a folder.
+
+    Raises:
+      FileNotFoundError: no such path, or images are missing.
+      ValueError: a split of a COCO file, several COCO files, or a truth that cannot be used.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--truth={path}: no such folder or COCO file; check the path (relative ones count from "
+                                f"{Path.cwd()}).")
+    file = _coco_file(path)
+    if file is None:
+        return FolderSource(path, split=split, labelled=True)
+    if split:
+        raise ValueError(f"--split={split}: {file} is a COCO file, which has no splits. Leave --split out, or name the COCO file "
+                         "of that split as --truth.")
+    try:
+        return CocoSource(file, images or images_beside(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Name it with --images.") from error
 
 
 def coco_names(path: Path) -> dict[int, str] | None:
-    """image id -> file name of a COCO file; None for a folder."""
-    return None if path.is_dir() else {i["id"]: i["file_name"] for i in json.loads(path.read_text())["images"]}
+    """image id -> file name of a COCO file, or of the one that a folder holds; None for a folder of label files."""
+    file = _coco_file(path)
+    return None if file is None else {i["id"]: i["file_name"] for i in read_json(file)["images"]}
+
+
+def _coco_file(path: Path) -> Path | None:
+    files = coco_files(path) if path.is_dir() else [path]
+    if len(files) > 1:
+        raise ValueError(f"--truth={path}: holds several COCO files ({', '.join(f.name for f in files)}); name one of them.")
+    return files[0] if files else None

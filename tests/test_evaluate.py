@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -27,11 +28,14 @@ from jaxcell.decode.semantic_watershed import plane_probabilities
 from jaxcell.export.coco import coco_writer
 from jaxcell.geometry.boundaries import erode_labels
 from jaxcell.geometry.labels import instances_to_labels
+from jaxcell.inference.predict import predict_files
 from jaxcell.system import Planes, System
+from jaxcell.systems import build_system
 from jaxcell.systems.sparse_seunet import true_planes
 from jaxcell.targets.planes import semantic_planes
 from jaxcell.train import import_published, train
 from jaxcell.training.mesh import make_mesh
+from jaxcell.training.step import make_apply
 from jaxcell.types import Instances
 
 
@@ -106,6 +110,161 @@ def test_perfect_predictions_of_anybody_score_one(lab, tmp_path, monkeypatch, ki
     images = ["--images", lab] if kind == "COCO results" else []
     assert call(monkeypatch, "evaluate", "--truth", annotated, "--predictions", predictions, "--out", tmp_path, *images) == 0
     assert report_of(tmp_path)["scores"]["F1@0.95"]["pooled"]["value"] == 1.0
+
+
+@pytest.fixture
+def crowded(tmp_path) -> dict[str, Instances]:
+    """Cells that overlap, by image; `tmp_path / "truth"` holds them as COCO, `tmp_path / "found"` is predict's folder of them."""
+    source = SyntheticSource(3, size=80, seed=3, overlap=1.0, clustering=0.8)
+    samples = {f"{i}.png": source[i] for i in range(3)}
+    images = tmp_path / "truth" / "images"
+    images.mkdir(parents=True)
+    cells = {name: Instances.from_labels(sample.labels) for name, sample in samples.items()}
+    with coco_writer(tmp_path / "truth" / "annotations.json") as add:
+        for name, sample in samples.items():
+            Image.fromarray(sample.image.squeeze()).save(images / name)
+            add(name, cells[name])
+    of_image = {sample.image.tobytes(): cells[name] for name, sample in samples.items()}
+    predict_files(images, tmp_path / "found", predict=lambda image: of_image[image.tobytes()], progress=False)
+    return cells
+
+
+def test_what_predict_wrote_is_scored_with_all_pixels_of_all_cells(crowded, tmp_path, monkeypatch, capsys):
+    arguments = ["evaluate", "--truth", tmp_path / "truth", "--predictions", tmp_path / "found", "--out", tmp_path]
+    assert call(monkeypatch, *arguments) == 0
+    assert f"scoring {tmp_path / 'found' / 'predictions.json'}, which has every cell whole" in capsys.readouterr().out
+    assert report_of(tmp_path)["scores"]["F1@0.95"]["pooled"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(("change", "said"), [("other images", "it has no image '0'"), ("other program", "is no COCO file")])
+def test_label_images_that_a_file_beside_them_does_not_fit_are_scored(crowded, tmp_path, monkeypatch, capsys, change, said):
+    file = tmp_path / "found" / "predictions.json"
+    if change == "other images":
+        with coco_writer(file) as add:
+            add("1.png", crowded["1.png"])
+    else:
+        file.write_text("{}")
+    arguments = ["evaluate", "--truth", tmp_path / "truth", "--predictions", tmp_path / "found", "--out", tmp_path]
+    assert call(monkeypatch, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"scoring the label images of {tmp_path / 'found'}, not its predictions.json" in printed and said in printed
+    assert report_of(tmp_path)["scores"]["F1@0.95"]["pooled"]["value"] < 1.0
+
+
+@pytest.mark.parametrize("truth", ["", "annotations.json"])
+def test_a_converted_folder_is_a_truth(lab, tmp_path, monkeypatch, truth):
+    assert call(monkeypatch, "data", "convert", lab, "--to", "coco", "--out", tmp_path / "coco") == 0
+    assert call(monkeypatch, "evaluate", "--truth", tmp_path / "coco" / truth, "--predictions", lab, "--out", tmp_path) == 0
+    assert report_of(tmp_path)["scores"]["F1@0.95"]["pooled"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(("change", "arguments", "said"), [
+    (None, ["--split=val"], "--split=val: .*annotations.json is a COCO file, which has no splits"),
+    ("no images", [], "3 of 3 images that .* Name it with --images"),
+    ("two files", [], "holds several COCO files .annotations.json, val.json.; name one"),
+    ("no folder", [], "no such folder or COCO file"),
+])
+def test_a_truth_that_cannot_be_opened_says_what_to_do(crowded, tmp_path, monkeypatch, capsys, change, arguments, said):
+    truth = tmp_path / "truth"
+    if change == "no images":
+        shutil.rmtree(truth / "images")
+    elif change == "two files":
+        shutil.copy(truth / "annotations.json", truth / "val.json")
+    elif change == "no folder":
+        shutil.rmtree(truth)
+    predictions = tmp_path / "found"
+    assert call(monkeypatch, "evaluate", "--truth", truth, "--predictions", predictions, "--out", tmp_path, *arguments) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", ["label images", "COCO file"])
+def test_a_prediction_of_another_size_is_named(lab, tmp_path, monkeypatch, capsys, kind):
+    predictions = tmp_path / ("found" if kind == "label images" else "found.json")
+    if kind == "label images":
+        predictions.mkdir()
+        tifffile.imwrite(predictions / "well_0.1_labels.tif", np.zeros((90, 96), np.uint16))
+    else:
+        with coco_writer(predictions) as add:
+            add("well_0.1.png", Instances.empty((90, 96)))
+    assert call(monkeypatch, "evaluate", "--truth", lab, "--predictions", predictions, "--out", tmp_path) == 2
+    file = predictions / "well_0.1_labels.tif" if kind == "label images" else predictions
+    assert f"{file}: its prediction for 'well_0.1' covers (90, 96) pixels (H, W), but the image has (96, 96)" \
+        in capsys.readouterr().err
+
+
+def test_predictions_whose_names_differ_only_in_the_ending_are_refused(lab, tmp_path, monkeypatch, capsys):
+    with coco_writer(tmp_path / "found.json") as add:
+        for name in ("well_0.1.png", "well_0.1.tif"):
+            add(name, Instances.empty((96, 96)))
+    assert call(monkeypatch, "evaluate", "--truth", lab, "--predictions", tmp_path / "found.json", "--out", tmp_path) == 2
+    assert "several images are called 'well_0.1'" in capsys.readouterr().err
+
+
+def coco_truth(folder, names, *, cells):
+    """A COCO file of images of 96 x 96 with one cell each, but for those without."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((96, 96), np.uint8)).save(folder / name)
+    with coco_writer(folder / "truth.json") as add:
+        for place, name in enumerate(names):
+            box = np.asarray([[10 * place, 5, 10 * place + 20, 35]], np.int32)
+            full = Instances((96, 96), box, [np.ones((20, 30), bool)], np.ones(1, np.float32))
+            add(name, full if cells[place] else Instances.empty((96, 96)))
+    return folder / "truth.json"
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    truth = coco_truth(tmp_path, ("a/img.png", "b/img.png"), cells=(True, True))
+    report = evaluate.score_predictions(evaluate.open_truth(truth, images=None, split=None), truth)
+    assert [image["TP"] for image in report.images] == [1, 1] and report.pooled_f1 == 1
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.zeros((96, 96), np.uint8)).save(tmp_path / "labels" / "img_labels.png")
+    with pytest.raises(ValueError, match="2 images of the truth are called 'img'"):
+        evaluate.score_predictions(evaluate.open_truth(truth, images=None, split=None), tmp_path / "labels")
+    with coco_writer(tmp_path / "flat.json") as add:
+        add("img.png", Instances.empty((96, 96)))
+    with pytest.raises(ValueError, match="several images are called 'img', and none is 'a/img.png'"):
+        evaluate.score_predictions(evaluate.open_truth(truth, images=None, split=None), tmp_path / "flat.json")
+
+
+def test_an_image_that_a_list_of_results_lacks_has_no_cell(tmp_path):
+    truth = coco_truth(tmp_path, ("a.png", "b.png"), cells=(True, False))
+    (tmp_path / "results.json").write_text(json.dumps(json.loads(truth.read_text())["annotations"]))
+    report = evaluate.score_predictions(evaluate.open_truth(truth, images=None, split=None), tmp_path / "results.json",
+                                        names=evaluate.coco_names(truth))
+    assert [(image["TP"], image["FP"], image["FN"]) for image in report.images] == [(1, 0, 0), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("change", [{"inference.tile": 100}, {"inference.edges": "round"}, {"inference.scales": ()},
+                                    {"inference.overlap": 1.0}], ids=str)
+def test_windows_that_the_network_cannot_take_are_refused_before_training(change):
+    config = sparse_seunet.get_config("toy")
+    config.inference.mode = "merged"
+    config.update_from_flattened_dict(change)
+    system = build_system(config)
+    with pytest.raises(ValueError, match="window is 100|edges='round'|scales are|overlap is 1.0"):
+        evaluate.make_predict(system, make_apply(system.model), make_mesh(), config)
+
+
+def test_a_partner_that_sees_images_otherwise_is_refused(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["data"]["normalize"] = {"name": "standardise"}
+    (other / "config.json").write_text(json.dumps(config))
+    mine = load_config(run)
+    with mine.unlocked():
+        mine.inference.update({"mode": "merged", "partners": (str(other),), "overlap": 0.5, "edges": "centred",
+                               "merge": "outputs", "blend": "constant", "scales": (1.0,), "large": 25_000_000})
+    with pytest.raises(ValueError, match=r"(?s)other was trained with normalize: .*standardise.* instead of"):
+        evaluate.load_predictor(run, config=mine)
+
+
+@pytest.mark.parametrize("text", ["a", "10,", "0", "1.5"])
+def test_a_number_of_detections_that_is_none_is_named(lab, tmp_path, monkeypatch, capsys, text):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "evaluate", "--truth", lab, "--predictions", lab, "--out", tmp_path, f"--detections={text}")
+    assert f"argument --detections: {text!r}: whole numbers above 0" in capsys.readouterr().err
 
 
 def test_analyses_are_reported_for_anybodys_predictions(lab, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from jaxcell.data.annotations.json_file import read_json
 from jaxcell.export.fields import cell_fields
 from jaxcell.types import Instances
 
@@ -18,6 +19,12 @@ __all__ = ["CocoAdd", "coco_writer", "decode_rle", "encode_rle", "read_coco"]
 
 CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
 STANDARD = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd", "score", "cell_id"}
+
+# What a field must be: a test, and the same in words.
+_Rule = tuple[Callable[[Any], bool], str]
+ID: _Rule = (lambda value: isinstance(value, (int, str)), "a whole number or a text")
+TEXT: _Rule = (lambda value: isinstance(value, str), "a text")
+SIDE: _Rule = (lambda value: isinstance(value, (int, float)) and value >= 1 and value % 1 == 0, "a whole number above 0")
 
 
 class CocoAdd(Protocol):
@@ -133,17 +140,18 @@ def read_coco(path: str | Path, *, names: Mapping[Any, str] | None = None) -> di
       Scores are 1 where the file has none.
 
     Raises:
-      ValueError: not COCO, an image that the file does not describe, a box without a mask, or a damaged mask.
+      FileNotFoundError: no such file.
+      ValueError: not COCO, an entry that lacks a field, an image that the file does not describe, a box without a mask, or a
+        damaged mask.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Check that the file is whole.") from error
+    data = read_json(path)
     whole = isinstance(data, Mapping) and {"images", "annotations"} <= set(data)
     if not whole and not isinstance(data, list):
         raise ValueError(f"{path} is no COCO file: it must be an object with 'images' and 'annotations', or a list of results.")
     entries, described = (data["annotations"], data["images"]) if whole else (data, [])
-    title = {image["id"]: str(image["file_name"]) for image in described} | dict(names or {})
+    _check(described, {"id": ID, "file_name": TEXT, "height": SIDE, "width": SIDE}, what=f"{path}: image")
+    _check(entries, {"image_id": ID}, what=f"{path}: annotation")
+    title = {image["id"]: image["file_name"] for image in described} | dict(names or {})
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in described}
     groups: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in described}
     for entry in entries:
@@ -158,6 +166,19 @@ def read_coco(path: str | Path, *, names: Mapping[Any, str] | None = None) -> di
             raise ValueError(f"{path}: two images are called {name!r}; rename one, names tell images apart.")
         result[name] = _instances(group, sizes.get(key), where=f"{path}: image {name!r}")
     return result
+
+
+def _check(entries: Any, fields: Mapping[str, _Rule], *, what: str) -> None:
+    """Refuses a list whose entries are no objects or have a field that is absent or breaks its rule."""
+    if not isinstance(entries, list):
+        raise ValueError(f"{what}s must be a list, not {type(entries).__name__}; the file is no COCO file.")
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{what} {number} of the list is {entry!r}, no object; the file is no COCO file.")
+        for key, (right, rule) in fields.items():
+            if not right(entry.get(key)):
+                raise ValueError(f"{what} {number} of the list has {key!r} {entry.get(key)!r}; it must be {rule}. Add it, or "
+                                 "check that the file is COCO.")
 
 
 def _image(number: int, name: str, instances: Instances) -> dict[str, Any]:
@@ -197,7 +218,10 @@ def _instances(group: Sequence[Mapping[str, Any]], shape: tuple[int, int] | None
     for entry in group:
         rle = _run_lengths(entry.get("segmentation"), shape, where=where)
         shapes.add((int(rle["size"][0]), int(rle["size"][1])))
-        box, mask = decode_rle(rle)
+        try:
+            box, mask = decode_rle(rle)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         boxes.append(box)
         masks.append(mask)
     if len(shapes) != 1:
@@ -213,6 +237,10 @@ def _instances(group: Sequence[Mapping[str, Any]], shape: tuple[int, int] | None
 
 def _run_lengths(segmentation: Any, shape: tuple[int, int] | None, *, where: str) -> Mapping[str, Any]:
     if isinstance(segmentation, Mapping):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if not (isinstance(size, list) and len(size) == 2 and all(map(SIDE[0], size)) and isinstance(counts, (str, list))):
+            raise ValueError(f"{where} has a mask of size {size!r} with {type(counts).__name__} as counts; it must have a 'size' "
+                             "[height, width] and run lengths as 'counts'. Export it anew.")
         return segmentation
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"{where} has an annotation without a mask (segmentation {segmentation!r}); "

@@ -209,6 +209,25 @@ def mean_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- all of it
+def check_merging(*, window: int, step: int, edges: str, merge: str, blend: str, scales: Sequence[float], batch: int,
+                  divisor: int) -> None:
+    """Checks what does not depend on the image, before there is one; see `merged_blocks`.
+
+    Raises:
+      ValueError: sizes break a rule, or a word is unknown.
+    """
+    if window <= 0 or window % divisor:
+        raise ValueError(f"window is {window}; it must be a positive multiple of {divisor}, the network's divisor. Use "
+                         f"{max(1, -(-window // divisor)) * divisor}.")
+    for key, name, table in (("merge", merge, MERGES), ("blend", blend, BLENDS)):
+        if name not in table:
+            raise ValueError(f"{key}={name!r} is unknown; known are {', '.join(table)}.")
+    if not scales or min(scales) <= 0 or batch < 1:
+        raise ValueError(f"scales are {tuple(scales)} and batch is {batch}; at least one scale, all above 0, and a batch of 1 or "
+                         "more are needed.")
+    plan_windows((window, window), window=window, step=step, edges=edges)
+
+
 def merged_blocks(apply: Apply, image: Any, *, window: int, step: int, edges: str = "aligned", merge: str = "outputs",
                   blend: str = "constant", scales: Sequence[float] = (1.0,), large: int = 25_000_000, block: int, halo: int,
                   batch: int, divisor: int, normalize: Normalize | None = None) -> Iterator[tuple[Window, Maps]]:
@@ -247,15 +266,7 @@ def merged_blocks(apply: Apply, image: Any, *, window: int, step: int, edges: st
     if len(image.shape) != 3 or 0 in image.shape:
         raise ValueError(f"image has shape {tuple(image.shape)}; it must be [H, W, C] with pixels. Add a channel axis: "
                          "image[..., None].")
-    if window <= 0 or window % divisor:
-        raise ValueError(f"window is {window}; it must be a positive multiple of {divisor}, the network's divisor. Use "
-                         f"{max(1, -(-window // divisor)) * divisor}.")
-    for key, name, table in (("merge", merge, MERGES), ("blend", blend, BLENDS)):
-        if name not in table:
-            raise ValueError(f"{key}={name!r} is unknown; known are {', '.join(table)}.")
-    if not scales or min(scales) <= 0 or batch < 1:
-        raise ValueError(f"scales are {tuple(scales)} and batch is {batch}; at least one scale, all above 0, and a batch of 1 or "
-                         "more are needed.")
+    check_merging(window=window, step=step, edges=edges, merge=merge, blend=blend, scales=scales, batch=batch, divisor=divisor)
     shape, chosen = (int(image.shape[0]), int(image.shape[1])), MERGES[merge]
     sizes = [_scaled(shape, scale) for scale in (scales if shape[0] * shape[1] < large else (1,))]
     plans = [plan_windows(size, window=window, step=step, edges=edges) for size in sizes]

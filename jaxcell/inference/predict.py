@@ -80,8 +80,8 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
     For every image `<name>_labels.tif` (32-bit label image; where cells overlap, a pixel belongs to one of them) and
     `<name>_overlay.png`, with `uncertainty` also `<name>_uncertainty.tif` (32-bit floats: how unsure the network is of each
     pixel); for all together `predictions.json` (COCO, overlaps kept, scores and uncertainties) and `cells.csv` (one row per
-    cell). A cell has one number in all of them. `<name>` is the file's stem, see `output_names`. A file that
-    fails is reported and the others go on.
+    cell). A cell has one number in all of them. How many cells the label images cannot show whole is printed.
+    `<name>` is the file's stem, see `output_names`. A file that fails is reported and the others go on.
 
     Args:
       inputs: image files and folders of them, see `find_images`.
@@ -107,7 +107,7 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
                          f"{stem_of(beside[0])}_labels.tif may be your own annotation. Name another folder.")
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}
-    cells = 0
+    cells = covered = hidden = 0
     with coco_writer(out / "predictions.json") as add_to_coco, table_writer(out / "cells.csv") as add_to_table:
         bar = tqdm(zip(files, names, strict=True), total=len(files), unit="image", disable=not progress)
         for file, name in bar:
@@ -118,7 +118,8 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
                 unsure = np.zeros(image.shape[:2], np.float32) if uncertainty else None
                 instances = predict(image) if unsure is None else predict(image, uncertainty=unsure)
                 table = cell_table(instances, image, name=file.name if name == stem_of(file) else name, pixel_size=size)
-                write_label_tiff(out / f"{name}_labels.tif", instances_to_labels(instances), pixel_size=size)
+                labels = instances_to_labels(instances)
+                write_label_tiff(out / f"{name}_labels.tif", labels, pixel_size=size)
                 Image.fromarray(overlay(image, instances)).save(out / f"{name}_overlay.png")
                 if unsure is not None:
                     write_float_tiff(out / f"{name}_uncertainty.tif", unsure, pixel_size=size)
@@ -129,7 +130,20 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
                 continue
             add_to_table(table)
             cells += len(instances)
+            shown = _shown_pixels(instances, labels)
+            covered += int(np.count_nonzero(shown < instances.areas()))
+            hidden += int(np.count_nonzero(shown == 0))
     print(f"{len(files) - len(failed)} of {len(files)} images, {cells} cells -> {out}")
+    if covered:
+        print(f"{covered} cells are covered by others in the label images ({hidden} are not seen at all); "
+              "predictions.json has them whole")
     for file, message in failed.items():
         print(f"  no result for {file}: {message}")
     return 1 if failed else 0
+
+
+def _shown_pixels(instances: Instances, labels: np.ndarray) -> np.ndarray:
+    """[M], how many of its pixels each cell has in the label image [H, W] of all."""
+    frames = zip(instances.boxes.tolist(), instances.masks, strict=True)
+    return np.asarray([np.count_nonzero(labels[y0:y1, x0:x1][mask] == number)
+                       for number, ((y0, x0, y1, x1), mask) in enumerate(frames, start=1)], np.int64)

@@ -150,6 +150,13 @@ def test_polygons_crowds_and_missing_scores(tmp_path):
     ({"images": [described(1, "a", 6, 8), described(2, "a", 6, 8)], "annotations": []}, "two images are called 'a'"),
     ({"images": [described(1, "a", 8, 6)], "annotations": [{"image_id": 1, "segmentation": {"size": [6, 8], "counts": [48]}}]},
      r"masks for images of \[\(6, 8\), \(8, 6\)\]"),
+    ([{"type": "Feature", "geometry": {}}], "x.json: annotation 1 of the list has 'image_id' None"),
+    ([1], "annotation 1 of the list is 1, no object"), ({"images": {}, "annotations": []}, "images must be a list, not dict"),
+    ({"images": [described(1, "a", 6, 8), {"id": 2, "file_name": "b"}], "annotations": []}, "x.json: image 2 .* 'height' None"),
+    ({"images": [described(1, "a", 6, "8")], "annotations": []}, "image 1 of the list has 'width' '8'; it must be a whole"),
+    ({"images": [described(1, None, 6, 8)], "annotations": []}, "image 1 of the list has 'file_name' None"),
+    ([{"image_id": 1, "segmentation": {"counts": [48]}}], "image '1' has a mask of size None"),
+    ([{"image_id": 1, "segmentation": {"size": [6, 8], "counts": [11]}}], "x.json: image '1': run lengths add up to 11"),
 ])
 def test_files_that_cannot_be_used_say_why(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):

@@ -60,6 +60,18 @@ def test_every_kind_of_result(tmp_path):
     assert table[0]["mean_intensity_2"] and not table[3]["mean_intensity_2"]
 
 
+@pytest.mark.parametrize(("boxes", "said"), [
+    ([[5, 5, 15, 15], [10, 10, 20, 20], [6, 6, 9, 9], [0, 0, 3, 3]], "3 cells are covered by others in the label images (1 are"),
+    ([[5, 5, 15, 15], [15, 15, 20, 20]], None)])
+def test_cells_that_the_label_images_cannot_show_whole_are_counted(tmp_path, capsys, boxes, said):
+    save(tmp_path / "x.png")
+    masks = [np.ones((y1 - y0, x1 - x0), bool) for y0, x0, y1, x1 in boxes]
+    cells = Instances((30, 40), np.asarray(boxes, np.int32), masks, np.ones(len(boxes), np.float32))
+    assert predict_files(tmp_path / "x.png", tmp_path / "out", predict=lambda image: cells, progress=False) == 0
+    printed = capsys.readouterr().out
+    assert said in printed if said else "covered" not in printed
+
+
 def test_the_uncertainty_of_pixels_and_cells_on_request(tmp_path):
     save(tmp_path / "x.png")
 

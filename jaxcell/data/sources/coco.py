@@ -23,7 +23,7 @@ from jaxcell.data.annotations.runs import (
 from jaxcell.data.images import read_image
 from jaxcell.types import Sample
 
-__all__ = ["CocoSource"]
+__all__ = ["CocoSource", "coco_files", "images_beside"]
 
 DEGENERATE = ("refuse", "drop")
 Annotation = Mapping[str, Any]
@@ -36,6 +36,25 @@ class _Image:
     runs: np.ndarray                    # [R, 2] int32, of all annotations one after the other
     lengths: np.ndarray                 # [M], how many runs each annotation has
     crowd: np.ndarray                   # [M] bool
+
+
+def coco_files(folder: Path) -> list[Path]:
+    """The COCO files of a folder, if it has no manifest and all its JSON files are COCO's."""
+    files = sorted(folder.glob("*.json")) if folder.is_dir() and not (folder / "manifest.csv").exists() else []
+    return files if files and all(_is_coco(file) for file in files) else []
+
+
+def _is_coco(file: Path) -> bool:
+    try:
+        content = read_json(file)
+    except (ValueError, FileNotFoundError):
+        return False
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+
+
+def images_beside(file: Path) -> Path:
+    """The folder where a COCO file's images are looked for unless it is named: `images` beside the file, else its own."""
+    return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
 
 
 class CocoSource:
