@@ -54,6 +54,16 @@ def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
+def _unread_folders(inputs: str | Path | Sequence[str | Path], out: Path) -> list[str]:
+    """Subfolders of the given folders that hold images and were not given themselves, with how many they hold."""
+    paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
+    given = {path.resolve() for path in (*paths, out)}
+    below = [child for path in paths if path.is_dir() and not ending_of(path) for child in sorted(path.iterdir())
+             if child.is_dir() and not ending_of(child) and not child.name.startswith(".") and child.resolve() not in given
+             and os.access(child, os.R_OK | os.X_OK)]
+    return [f"{folder} ({count} files)" for folder in below if (count := len(readable_files(folder)))]
+
+
 def output_names(files: Sequence[Path]) -> list[str]:
     """A name for the results of each file: its stem, or where two files share one, its path below their common folder.
 
@@ -137,6 +147,8 @@ def predict_files(inputs: str | Path | Sequence[str | Path], out_dir: str | Path
     if covered:
         print(f"{covered} cells are covered by others in the label images ({hidden} are not seen at all); "
               "predictions.json has them whole")
+    if unread := _unread_folders(inputs, out):
+        print(f"not read: {', '.join(unread)}; name these folders too if they hold images")
     for file, message in failed.items():
         print(f"  no result for {file}: {message}")
     return 1 if failed else 0

@@ -63,6 +63,21 @@ def test_every_kind_of_result(tmp_path):
 @pytest.mark.parametrize(("boxes", "said"), [
     ([[5, 5, 15, 15], [10, 10, 20, 20], [6, 6, 9, 9], [0, 0, 3, 3]], "3 cells are covered by others in the label images (1 are"),
     ([[5, 5, 15, 15], [15, 15, 20, 20]], None)])
+def test_subfolders_that_are_not_read_are_named(tmp_path, capsys):
+    for place in ("a.png", "day2/b.png", "day2/c.png", "out/old.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / place)
+    (tmp_path / "notes").mkdir()
+
+    def nothing(image):
+        return Instances.empty(image.shape[:2])
+
+    predict_files(tmp_path, tmp_path / "out", predict=nothing)
+    assert f"not read: {tmp_path / 'day2'} (2 files); name these folders too" in capsys.readouterr().out
+    predict_files([tmp_path, tmp_path / "day2"], tmp_path / "out", predict=nothing)
+    assert "not read" not in capsys.readouterr().out
+
+
 def test_cells_that_the_label_images_cannot_show_whole_are_counted(tmp_path, capsys, boxes, said):
     save(tmp_path / "x.png")
     masks = [np.ones((y1 - y0, x1 - x0), bool) for y0, x0, y1, x1 in boxes]
