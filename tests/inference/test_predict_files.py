@@ -9,6 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from jaxcell.export.coco import read_coco
 from jaxcell.inference.predict import find_images, output_names, predict_files
@@ -60,9 +61,6 @@ def test_every_kind_of_result(tmp_path):
     assert table[0]["mean_intensity_2"] and not table[3]["mean_intensity_2"]
 
 
-@pytest.mark.parametrize(("boxes", "said"), [
-    ([[5, 5, 15, 15], [10, 10, 20, 20], [6, 6, 9, 9], [0, 0, 3, 3]], "3 cells are covered by others in the label images (1 are"),
-    ([[5, 5, 15, 15], [15, 15, 20, 20]], None)])
 def test_subfolders_that_are_not_read_are_named(tmp_path, capsys):
     for place in ("a.png", "day2/b.png", "day2/c.png", "out/old.png"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
@@ -78,6 +76,9 @@ def test_subfolders_that_are_not_read_are_named(tmp_path, capsys):
     assert "not read" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("boxes", "said"), [
+    ([[5, 5, 15, 15], [10, 10, 20, 20], [6, 6, 9, 9], [0, 0, 3, 3]], "3 cells are covered by others in the label images (1 are"),
+    ([[5, 5, 15, 15], [15, 15, 20, 20]], None)])
 def test_cells_that_the_label_images_cannot_show_whole_are_counted(tmp_path, capsys, boxes, said):
     save(tmp_path / "x.png")
     masks = [np.ones((y1 - y0, x1 - x0), bool) for y0, x0, y1, x1 in boxes]
