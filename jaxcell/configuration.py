@@ -35,6 +35,7 @@ ADDED_BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("inference", "step"): {"blend": "constant", "scales": (1.0,), "large": 25_000_000, "partners": ()},
     ("inference", "noise"): {"statistics": "running"},
     ("model", "judge_width"): {"upsampling": "transposed"},
+    ("decode", "duplicate_iou"): {"duplicate_share": 1.0},
     ("compose", "zoom"): {"donors": 8, "halo": 0}}
 
 # The same for sources of kind "folder" to learn from.

@@ -229,7 +229,8 @@ def plain_cells(config: Any, maps: Mapping[str, np.ndarray]) -> int:
       ValueError: other settings than these know.
     """
     sparse, d = "masks" in maps, config.decode
-    known = {"rescoring": "foreground", "objectness": False, "duplicate_iou": 1.0} if sparse else {"markers": "middle"}
+    known = {"rescoring": "foreground", "objectness": False, "duplicate_iou": 1.0, "duplicate_share": 1.0}
+    known = known if sparse else {"markers": "middle"}
     if wrong := {name: d[name] for name, value in known.items() if d[name] != value}:
         raise ValueError(f"config.decode has {wrong}, which the rival does not know; race with {known}.")
     return _sparse_cells(d, maps) if sparse else _dense_cells(d, maps)

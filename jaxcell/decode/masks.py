@@ -62,8 +62,8 @@ def confidences(scores: np.ndarray, objectness: np.ndarray | None, factor: np.nd
 
 
 def decode_masks(outputs: Mapping[str, np.ndarray], *, mask_threshold: float = 0.5, score_threshold: float = 0.05,
-                 rescoring: str = "foreground", objectness: bool = False, least_pixels: int = 1, duplicate_iou: float = 1.0
-                 ) -> Instances:
+                 rescoring: str = "foreground", objectness: bool = False, least_pixels: int = 1, duplicate_iou: float = 1.0,
+                 duplicate_share: float = 1.0) -> Instances:
     """The cells of one region, the surest first.
 
     Args:
@@ -74,6 +74,8 @@ def decode_masks(outputs: Mapping[str, np.ndarray], *, mask_threshold: float = 0
       objectness: whether the foretold IoU counts.
       least_pixels: masks of fewer pixels are no cells; at least 1.
       duplicate_iou: of two masks whose IoU exceeds this the less sure one goes; 1 keeps all, as the thesis does.
+      duplicate_share: so it does if they share more than this part of the smaller one: a splinter of a cell that was found, or
+        two cells in one mask. Below what cells overlap each other it would take cells; 1 keeps all.
 
     Returns:
       Instances with overlaps, `scores` from `confidences`.
@@ -101,7 +103,9 @@ def decode_masks(outputs: Mapping[str, np.ndarray], *, mask_threshold: float = 0
     boxes = np.asarray([_box(mask) for mask in inside[order]], np.int32).reshape(-1, 4)
     crops = [mask[y0:y1, x0:x1].copy() for mask, (y0, x0, y1, x1) in zip(inside[order], boxes.tolist(), strict=True)]
     cells = Instances((int(shape[0]), int(shape[1])), boxes, crops, ranked[order])
-    return cells if duplicate_iou >= 1 else cells.select(~suppress_duplicates(cells, duplicate_iou))
+    if min(duplicate_iou, duplicate_share) >= 1:
+        return cells
+    return cells.select(~suppress_duplicates(cells, duplicate_iou, share=duplicate_share))
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -109,12 +113,13 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def suppress_duplicates(cells: Instances, iou: float) -> np.ndarray:
+def suppress_duplicates(cells: Instances, iou: float, *, share: float = 1.0) -> np.ndarray:
     """Cells that a surer one has found already.
 
     Args:
       cells: M cells.
       iou: of two masks above which the one of lower score (of equals the later one) goes, unless the other has gone before.
+      share: the same for the part of the smaller mask that both have.
 
     Returns:
       [M] bool, True for a cell to drop.
@@ -128,5 +133,5 @@ def suppress_duplicates(cells: Instances, iou: float) -> np.ndarray:
         near = rest[~drop[rest] & (boxes[rest, :2] < boxes[i, 2:]).all(1) & (boxes[rest, 2:] > boxes[i, :2]).all(1)]
         for j in near.tolist():
             shared = shared_pixels(boxes[i], cells.masks[i], boxes[j], cells.masks[j])
-            drop[j] = shared > iou * (areas[i] + areas[j] - shared)
+            drop[j] = shared > iou * (areas[i] + areas[j] - shared) or shared > share * min(areas[i], areas[j])
     return drop

@@ -162,7 +162,8 @@ def build(config: Any) -> System:
         overlap_error=partial(chosen(OVERLAP_LOSSES, "loss.overlap", loss.overlap), alpha=loss.alpha, gamma=loss.gamma))
     decode_sparse = partial(
         decode_masks, mask_threshold=d.mask_threshold, score_threshold=d.score_threshold, rescoring=d.rescoring,
-        objectness=d.objectness and m.objectness, least_pixels=d.least_pixels, duplicate_iou=d.duplicate_iou)
+        objectness=d.objectness and m.objectness, least_pixels=d.least_pixels, duplicate_iou=d.duplicate_iou,
+        duplicate_share=d.duplicate_share)
     decode_dense = partial(decode_planes, threshold=d.mask_threshold, markers=d.markers, prominence=d.prominence, radius=d.radius,
                            smoothing=d.smoothing, least_pixels=d.least_pixels)
     return System(model=model, targets=targets, loss=objective, decode=decode_sparse if sparse else decode_dense,

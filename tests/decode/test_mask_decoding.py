@@ -72,6 +72,17 @@ def test_duplicates_go_and_neighbours_stay():
     assert suppress_duplicates(cells, 0.2).tolist() == [True, False, True, False]
 
 
+def test_splinters_go_with_the_share_that_lies_in_a_surer_cell():
+    boxes = np.asarray([(4, 7, 8, 12), (0, 0, 10, 10), (0, 9, 10, 19)], np.int32)    # a splinter has 12 of its 20 pixels in each
+    masks = [np.ones((y1 - y0, x1 - x0), bool) for y0, x0, y1, x1 in boxes.tolist()]
+    cells = Instances((20, 20), boxes, masks, np.float32([0.5, 0.9, 0.7]))
+    assert suppress_duplicates(cells, 1.0, share=0.5).tolist() == [True, False, False]
+    assert suppress_duplicates(cells, 1.0, share=0.6).tolist() == [False] * 3        # equality keeps
+    assert suppress_duplicates(cells, 1.0).tolist() == [False] * 3
+    sure = Instances((20, 20), boxes, masks, np.float32([0.9, 0.5, 0.1]))       # who is surer stays, also the smaller one
+    assert suppress_duplicates(sure, 1.0, share=0.5).tolist() == [False, True, True]
+
+
 def test_a_cell_that_went_takes_nobody_along():
     mask = np.ones((10, 10), bool)
     boxes = np.asarray([(0, 0, 10, 10), (0, 3, 10, 13), (0, 6, 10, 16)], np.int32)
