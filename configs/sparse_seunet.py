@@ -67,9 +67,9 @@ overlaps, overlaps_watershed
                           with all masks (1)   the same                0.808   0.540   0.797   0.564   0.178
                           overlaps_watershed   2000, 10 min            0.984   0.818   0.970   0.912   0
                       (1) --config.decode.duplicate_share=1.0: splinters beside cells that were found count as cells too.
-                      On this budget the masks by queries are far behind a watershed, and still learning (F1@0.5 of all masks 0.627 after
-                      1000 steps, 0.702, 0.788, 0.812); only they have pixels in two cells. Looked at: pairs that share pixels
-                      come out whole, others lose the shared part to one of the two.
+                      On this budget the masks by queries are far behind a watershed, and still learning (all masks, F1@0.5 0.627
+                      after 1000 steps, 0.702, 0.788, 0.812); only they have pixels in two cells. Looked at: pairs that share
+                      pixels come out whole, others lose the shared part to one of the two.
 original, original_100, original_1000
                       Tables 5.4 to 5.6 in small: all decoders, of eight annotated synthetic brightfield images alone, and with
                       100 and 1000 images composed of the same eight in phase contrast (configs/synthesis.py:pairs) and
