@@ -98,7 +98,7 @@ def _place(module: str, leaf: str) -> Path:
 
 
 def _load(paths: Mapping[str, Path], state_dict: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, Any]:
-    return place_arrays(state_dict, variables, paths, of="the planes, levels and width", convert=_converted,
+    return place_arrays(state_dict, variables, paths, of="the planes, levels, width and upsampling", convert=_converted,
                         ignored=lambda name: name.endswith(_COUNTER))
 
 

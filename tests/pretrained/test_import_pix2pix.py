@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_named(case):
 def test_training_starts_from_a_published_generator_and_from_an_earlier_run(tmp_path):
     """The discriminator keeps its beginning where a file says nothing of it."""
     config = get_config("toy")
-    config.model.update({"levels": 4, "width": 2, "judge_width": 2})
+    config.model.update({"levels": 4, "width": 2, "judge_width": 2, "upsampling": "transposed"})
     config.data.crop = 64
     system, mesh = build_system(config), make_mesh(jax.devices()[:1])
     state = jax.jit(initial_state(config, system)[2])()
