@@ -75,7 +75,7 @@ def compose(canvas: Canvas, cutouts: Iterable[tuple[Cutout, tuple[int, int]]], *
 
 
 def _grown(mask: np.ndarray, reach: int) -> np.ndarray:
-    """The mask with all pixels within `reach` of it."""
+    """The mask grown by an ellipse of OpenCV, `reach` pixels along the axes."""
     if not reach:
         return mask
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
